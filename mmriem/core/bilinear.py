@@ -1,0 +1,207 @@
+"""The ``bilinear`` representation: ``W_ij = q_i . p_j``, low rank, the SVD family.
+
+With the identity as metric the states are the truncated singular value decomposition, the best approximation of
+that rank. With an input metric ``A = L L^T`` and output weights ``g`` it is the best one in the weighted norm: the
+SVD of ``diag(g)^(1/2) W L``, mapped back. Both state matrices are then rounded to the grid in turn, each in the
+metric that the other one induces, so that rounding errors compensate each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from . import exact
+from .errors import RiemError
+from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed_bytes
+from .representation import Progress, Representation, check_settings, check_weight, register
+
+MAX_RANK = 1 << 16
+CANDIDATE_BITS = (4, 5, 6, 7, 8)
+"""State bits that are tried where the settings leave them open."""
+REFINEMENTS = 2
+"""Rounds of alternating rounding."""
+
+
+@register
+class Bilinear(Representation):
+    """Quantised states ``q`` ``(out, rank)`` and ``p`` ``(in, rank)`` with a grid each."""
+
+    name = 'bilinear'
+    state_names = ('q', 'p')
+
+    def __init__(self, q_codes: Tensor, p_codes: Tensor, q_grid: Grid, p_grid: Grid) -> None:
+        self.shape = (q_codes.shape[0], p_codes.shape[0])
+        self._codes = (q_codes, p_codes)
+        self._grids = (q_grid, p_grid)
+
+    @classmethod
+    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> Optional[dict[str, Any]]:
+        """Options: ``state_bits`` (0: tried out by the fit) and ``rank`` (0: the highest that fits)."""
+        bits = int(bits)
+        state_bits = options.get('state_bits') or 0
+        if not state_bits:
+            return {'budget': bits} if _highest_rank(shape, bits, min(CANDIDATE_BITS)) else None
+        rank = options.get('rank') or _highest_rank(shape, bits, state_bits)
+        if rank < 1 or _payload_bits(shape, rank, state_bits) > bits:
+            return None
+        return {'rank': rank, 'state_bits': state_bits}
+
+    @classmethod
+    def planned_bits(cls, shape: tuple[int, int], settings: dict[str, Any]) -> int:
+        if 'budget' in settings:
+            return max(bits for _, _, bits in _candidates(shape, settings))
+        return _payload_bits(shape, settings['rank'], settings['state_bits'])
+
+    @classmethod
+    def fit(
+        cls,
+        weight: Tensor,
+        settings: dict[str, Any],
+        *,
+        input_metric: Optional[Tensor] = None,
+        output_weights: Optional[Tensor] = None,
+        seed: int = 0,
+        seeds: int = 1,
+        effort: float = 1.0,
+        progress: Optional[Progress] = None,
+    ) -> Bilinear:
+        """Closed form, so ``seed``, ``seeds`` and ``effort`` change nothing. See :class:`Representation`."""
+        check_weight(weight, input_metric, output_weights)
+        weight = weight.detach().float()
+        root = _square_root(input_metric, weight)
+        scale = _row_scale(output_weights, weight)
+        left, singular, right = torch.linalg.svd(scale[:, None] * weight @ root, full_matrices=False)
+        best, best_error = None, float('inf')
+        candidates = _candidates(tuple(weight.shape), settings)
+        for number, (rank, bits, _) in enumerate(candidates):
+            balance = singular[:rank].sqrt()
+            q = left[:, :rank] * balance / scale[:, None]
+            p = torch.linalg.solve_triangular(root.T, right[:rank].T * balance, upper=True)
+            fitted = cls._round(weight, q, p, bits, input_metric, scale**2)
+            error = weighted_error(weight.cpu(), fitted.decode(), input_metric, output_weights)
+            if error < best_error:
+                best, best_error = fitted, error
+            if progress:
+                progress((number + 1) / len(candidates))
+        return best
+
+    @classmethod
+    def _round(
+        cls, weight: Tensor, q: Tensor, p: Tensor, bits: int, metric: Optional[Tensor], row_weights: Tensor
+    ) -> Bilinear:
+        q_grid, p_grid = Grid.between(q, bits), Grid.between(p, bits)
+        q_codes, p_codes = q_grid.nearest(q), p_grid.nearest(p)
+        weighted = weight if metric is None else weight @ metric.to(weight)
+        for _ in range(REFINEMENTS):
+            # given q, the best p solves (q^T g q) p_j = q^T g w_j, whatever the input metric
+            q = q_grid.values(q_codes)
+            p_codes = _round_solution(q.T * row_weights @ q, q.T * row_weights @ weight, p_grid)
+            p = p_grid.values(p_codes)
+            through = p.T if metric is None else p.T @ metric.to(p)
+            q_codes = _round_solution(through @ p, p.T @ weighted.T, q_grid)
+        return cls(q_codes.cpu(), p_codes.cpu(), q_grid.cpu(), p_grid.cpu())
+
+    @property
+    def symbols(self) -> int:
+        return sum(codes.numel() for codes in self._codes)
+
+    def settings(self) -> dict[str, Any]:
+        return {'rank': self._codes[0].shape[1], 'state_bits': self._grids[0].bits}
+
+    def to_payload(self) -> bytes:
+        pieces = [float_bytes(x, '<f2') for grid in self._grids for x in (grid.low, grid.step)]
+        return b''.join(pieces + [pack(codes, self._grids[0].bits) for codes in self._codes])
+
+    @classmethod
+    def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Bilinear:
+        check_settings(cls.name, settings, {'rank': (1, MAX_RANK), 'state_bits': STATE_BITS})
+        rank, bits = settings['rank'], settings['state_bits']
+        reader = PayloadReader(payload, _payload_bits(shape, rank, bits) // 8)
+        low_q, step_q, low_p, step_p = (reader.floats('<f2', (rank,)) for _ in range(4))
+        q_codes, p_codes = (reader.integers(bits, (neurons, rank)) for neurons in shape)
+        return cls(q_codes, p_codes, Grid(low_q, step_q, bits), Grid(low_p, step_p, bits))
+
+    def states(self) -> dict[str, Tensor]:
+        return {key: grid.values(codes) for key, grid, codes in zip('qp', self._grids, self._codes)}
+
+    def decode(self) -> Tensor:
+        states = self.states()
+        return exact.product(states['q'], states['p']).float()
+
+    @classmethod
+    def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
+        return states['q'] @ states['p'].T
+
+    @classmethod
+    def random_states(cls, shape: tuple[int, int], settings: dict[str, Any]) -> dict[str, Tensor]:
+        """Of the highest rank among the configurations that the settings leave open."""
+        rank = max(rank for rank, _, _ in _candidates(shape, settings))
+        return {name: torch.randn(neurons, rank) for name, neurons in zip('qp', shape)}
+
+    @classmethod
+    def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
+        return {name: value * gain**0.5 for name, value in states.items()}
+
+
+def weighted_error(
+    weight: Tensor, other: Tensor, input_metric: Optional[Tensor], output_weights: Optional[Tensor]
+) -> float:
+    """``sum_i g_i (w_i - w'_i)^T A (w_i - w'_i)``."""
+    error = (weight - other).double()
+    through = error if input_metric is None else error @ input_metric.to(error)
+    per_row = (error * through).sum(1)
+    return float(per_row.sum() if output_weights is None else (per_row * output_weights.to(per_row)).sum())
+
+
+def _candidates(shape: tuple[int, int], settings: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Rank, state bits and payload bits of each configuration that the settings leave open."""
+    if 'budget' not in settings:
+        ranks = [(settings['rank'], settings['state_bits'])]
+    else:
+        ranks = [(_highest_rank(shape, settings['budget'], bits), bits) for bits in CANDIDATE_BITS]
+    return [(rank, bits, _payload_bits(shape, rank, bits)) for rank, bits in ranks if rank]
+
+
+def _payload_bits(shape: tuple[int, int], rank: int, bits: int) -> int:
+    return 8 * (4 * 2 * rank + sum(packed_bytes(neurons * rank, bits) for neurons in shape))
+
+
+def _highest_rank(shape: tuple[int, int], budget: float, bits: int) -> int:
+    rank = min(int(budget / (sum(shape) * bits + 64)) + 1, min(shape))
+    while rank > 0 and _payload_bits(shape, rank, bits) > budget:
+        rank -= 1
+    return rank
+
+
+def _square_root(metric: Optional[Tensor], weight: Tensor) -> Tensor:
+    """Lower triangular ``L`` with ``L L^T`` equal to the metric, slightly damped so that it exists."""
+    size = weight.shape[1]
+    if metric is None:
+        return torch.eye(size, device=weight.device)
+    damped = metric.detach().to(weight.device, torch.float64, copy=True)
+    damped.diagonal().add_(1e-6 * damped.diagonal().mean() + 1e-30)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed:
+        raise RiemError('the input metric is not positive semi-definite')
+    return lower.float()
+
+
+def _row_scale(output_weights: Optional[Tensor], weight: Tensor) -> Tensor:
+    if output_weights is None:
+        return torch.ones(len(weight), device=weight.device)
+    weights = output_weights.detach().to(weight)
+    return weights.clamp_min(1e-12 * float(weights.max()) + 1e-30).sqrt()
+
+
+def _round_solution(gram: Tensor, right_side: Tensor, grid: Grid) -> Tensor:
+    """Grid integers ``(n, rank)`` near the solution of ``gram x = right_side[:, n]``, rounded in ``gram``.
+
+    In float64, where the slight damping makes even a rank-deficient ``gram`` positive definite.
+    """
+    damped = gram.double()
+    damped.diagonal().add_(1e-6 * gram.diagonal().mean() + 1e-30)
+    solution = torch.cholesky_solve(right_side.double(), torch.linalg.cholesky(damped)).T
+    return grid.round_in_metric(solution, damped[None])

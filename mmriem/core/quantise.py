@@ -1,0 +1,140 @@
+"""Uniform quantisation of state columns, rounding in a metric, and packing of the integers.
+
+The grid is the paper's: each state column is divided uniformly between its minimum and maximum into
+``2**bits`` levels. What goes beyond the paper is the rounding: instead of the nearest level, states are
+rounded one coordinate after the other and each rounding error is compensated by the coordinates still to come
+(successive interference cancellation, Babai's nearest plane) in the metric of the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import RiemError
+
+STATE_BITS = (2, 8)
+"""Fewest and most bits of a quantised state."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels ``low + step * z`` with ``z`` in ``0 .. 2**bits - 1``, one grid for each state column.
+
+    ``low`` and ``step`` are float32 ``(D,)`` and exactly representable in float16, as they are stored.
+    """
+
+    low: Tensor
+    step: Tensor
+    bits: int
+
+    @classmethod
+    def between(cls, states: Tensor, bits: int, clip: Optional[float] = None) -> Grid:
+        """The grid between the minimum and the maximum of each column of ``states``, ``(..., D)``.
+
+        ``clip`` bounds the range to that many standard deviations around the mean: at few bits, finer levels
+        are worth more than reaching the rare extremes.
+        """
+        columns = states.reshape(-1, states.shape[-1]).float()
+        low, high = columns.amin(0), columns.amax(0)
+        if clip is not None:
+            mean, spread = columns.mean(0), columns.std(0, unbiased=False)
+            low, high = torch.maximum(low, mean - clip * spread), torch.minimum(high, mean + clip * spread)
+        low = low.half().float()
+        step = ((high - low) / (2**bits - 1)).clamp_min(2.0**-24).half().float()
+        return cls(low, step, bits)
+
+    def cpu(self) -> Grid:
+        """The same grid on the CPU."""
+        return Grid(self.low.cpu(), self.step.cpu(), self.bits)
+
+    def nearest(self, states: Tensor) -> Tensor:
+        """Integers of the nearest levels: ``(..., D)`` uint8."""
+        return self._clamp(((states - self.low) / self.step).round()).to(torch.uint8)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Levels of the integers: ``(..., D)`` float32, rounded once from the exact value."""
+        return (self.low.double() + self.step.double() * codes.double()).float()
+
+    def round_in_metric(self, target: Tensor, metric: Tensor) -> Tensor:
+        """Integers near the minimum of ``(x - target)^T metric (x - target)`` over the grid, for each row.
+
+        Args:
+            target: ``(rows, D)`` float32.
+            metric: ``(rows, D, D)`` float32, symmetric positive definite, or ``(1, D, D)`` for all rows.
+
+        Returns:
+            ``(rows, D)`` uint8. Where the metric cannot be factorised, the nearest level.
+        """
+        scaled = metric * self.step[:, None] * self.step
+        lower, failed = torch.linalg.cholesky_ex(scaled)
+        position = (target - self.low) / self.step
+        codes, error = torch.zeros_like(position), torch.zeros_like(position)
+        for d in range(position.shape[1] - 1, -1, -1):
+            pull = (lower[:, d + 1 :, d] * error[:, d + 1 :]).sum(1) / lower[:, d, d]
+            wanted = position[:, d] + pull
+            codes[:, d] = self._clamp(wanted.round())
+            error[:, d] = position[:, d] - codes[:, d]
+        codes = torch.where((failed == 0)[:, None], codes, self._clamp(position.round()))
+        return codes.nan_to_num(0).to(torch.uint8)
+
+    def _clamp(self, codes: Tensor) -> Tensor:
+        return codes.clamp_(0, 2**self.bits - 1)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that ``count`` integers of ``bits`` bits take, packed without gaps."""
+    return (count * bits + 7) // 8
+
+
+def pack(codes: Tensor, bits: int) -> bytes:
+    """Integers ``0 .. 2**bits - 1`` as bytes, most significant bit first, zero bits at the end."""
+    planes = np.unpackbits(codes.reshape(-1, 1).numpy(), axis=1)[:, 8 - bits :]
+    return np.packbits(planes).tobytes()
+
+
+def unpack(payload: bytes, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Inverse of :func:`pack`: uint8 of ``shape``; :class:`RiemError` where a padding bit is set."""
+    count = int(np.prod(shape))
+    stream = np.unpackbits(np.frombuffer(payload, np.uint8))
+    if stream[count * bits :].any():
+        raise RiemError('padding bits of the integer stream: expected zeros, found ones; the file is damaged')
+    planes = np.zeros((count, 8), np.uint8)
+    planes[:, 8 - bits :] = stream[: count * bits].reshape(count, bits)
+    return torch.from_numpy(np.packbits(planes, axis=1)).reshape(shape)
+
+
+class PayloadReader:
+    """Cuts a payload into typed pieces; every piece must be there and nothing may be left."""
+
+    def __init__(self, payload: bytes, expected: int) -> None:
+        if len(payload) != expected:
+            raise RiemError(f'payload: expected {expected} bytes, found {len(payload)}')
+        self._payload = memoryview(payload)
+        self._at = 0
+
+    def floats(self, dtype: str, shape: tuple[int, ...]) -> Tensor:
+        """Little-endian floats (``'<f2'`` or ``'<f4'``) as float32; :class:`RiemError` where one is not finite."""
+        count = int(np.prod(shape))
+        values = np.frombuffer(self._cut(count * np.dtype(dtype).itemsize), dtype).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise RiemError('payload: expected finite numbers, found NaN or infinity; the file is damaged')
+        return torch.from_numpy(values.reshape(shape))
+
+    def integers(self, bits: int, shape: tuple[int, ...]) -> Tensor:
+        """Packed integers as uint8."""
+        return unpack(self._cut(packed_bytes(int(np.prod(shape)), bits)), bits, shape)
+
+    def _cut(self, size: int) -> bytes:
+        piece = bytes(self._payload[self._at : self._at + size])
+        self._at += size
+        return piece
+
+
+def float_bytes(values: Tensor, dtype: str) -> bytes:
+    """Floats as little-endian bytes of ``dtype`` (``'<f2'`` or ``'<f4'``)."""
+    return values.detach().numpy().astype(dtype).tobytes()
