@@ -1,0 +1,474 @@
+"""The ``.riem`` file (DESIGN section 5): archives of compressed weights, read strictly, written atomically.
+
+A file is a safetensors file (``mmriem.core.framing``) of at most five tensors: ``dense32``, ``dense16`` and
+``raw`` hold what stays dense, ``streams`` the payloads of the compressed weights, ``manifest`` says what is
+where (``mmriem.core.manifest``). Nothing in it is ever unpickled. Each byte is under a SHA-256 or compared
+with the only value that it may have, and each size is bounded before it is allocated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import secrets
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Union
+
+import torch
+from torch import Tensor
+
+from ..version import __version__
+from .dense import DenseLayout, DenseRecord, dtype_name, store
+from .derived import DerivedRecord, derive
+from .errors import RiemError
+from .framing import encode_digest, naming, pack, unpack
+from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest, expand_manifest
+from .representation import Progress, Representation, get_representation
+from .surgery import WeightView
+
+PathLike = Union[str, 'os.PathLike[str]']
+
+
+@dataclass(frozen=True, eq=False)
+class WeightRecord:
+    """A compressed weight.
+
+    Attributes:
+        view: the parameter and how it is seen as a matrix.
+        encoded: the representation of that matrix.
+        decoded_sha256: of the decoded weight, little-endian float32 in the shape of the parameter; computed
+            where it is not given.
+
+    Raises:
+        RiemError: the representation has another shape than the view's matrix, or does not decode to finite
+            values.
+    """
+
+    view: WeightView
+    encoded: Representation
+    decoded_sha256: bytes = b''
+
+    def __post_init__(self) -> None:
+        if tuple(self.encoded.shape) != self.view.matrix_shape:
+            raise RiemError(
+                f'weight {self.view.name!r}: expected a representation of shape {self.view.matrix_shape}, '
+                f'found {tuple(self.encoded.shape)}'
+            )
+        if not self.decoded_sha256:
+            weight = self._weight()
+            if not weight.isfinite().all():
+                raise RiemError(f'weight {self.view.name!r}: expected finite decoded values, found others')
+            object.__setattr__(self, 'decoded_sha256', _weight_digest(weight))
+
+    def decode(self) -> Tensor:
+        """The parameter in its shape and dtype; the attribute ``riem`` of the tensor is this record.
+
+        Raises:
+            RiemError: the decoded values are not those that were hashed when the record was made.
+        """
+        weight = self._weight()
+        found = _weight_digest(weight)
+        if found != self.decoded_sha256:
+            raise RiemError(
+                f'weight {self.view.name!r}: expected SHA-256 {encode_digest(self.decoded_sha256)} of the '
+                f'decoded values, found {encode_digest(found)}; compress the checkpoint again'
+            )
+        tensor = weight.to(self.view.dtype)
+        tensor.riem = self
+        return tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WeightRecord:
+        """Itself, being immutable: a copied state dict (as for an EMA of the weights) shares the records."""
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        """Nothing of it: ``torch.save`` of a decoded state dict writes plain tensors that load anywhere."""
+        return OrderedDict, ()
+
+    def _weight(self) -> Tensor:
+        return self.view.from_matrix(self.encoded.decode()).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Archive:
+    """A compressed state dict: what a ``.riem`` file holds.
+
+    Attributes:
+        keys: every state-dict key, in order.
+        weights, dense, derived: records, each kind in state-dict order; together they cover the keys, aliases
+            included, once each.
+        dataset_meta: class names, palette; JSON-able.
+        source: the checkpoint that was compressed.
+        settings: how it was compressed; JSON-able.
+        producer: version of mmriem that made it.
+        origin: file that it was read from, for errors.
+    """
+
+    keys: tuple[str, ...]
+    weights: tuple[WeightRecord, ...]
+    dense: tuple[DenseRecord, ...]
+    derived: tuple[DerivedRecord, ...]
+    dataset_meta: dict[str, Any]
+    source: Source
+    settings: dict[str, Any]
+    producer: str = __version__
+    origin: str = field(default='archive', repr=False)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Tensor],
+        weights: Iterable[WeightRecord],
+        *,
+        dataset_meta: Mapping[str, Any],
+        source: Source,
+        settings: Mapping[str, Any],
+    ) -> Archive:
+        """The archive of a model: compressed weights, and the rest of its state dict derived or dense.
+
+        Tensors that share their memory in ``state_dict`` are stored once and shared again after decoding.
+
+        Raises:
+            RiemError: a weight that the state dict does not hold in that shape and dtype, or an entry that is
+                no tensor.
+        """
+        compressed = {record.view.name: record for record in weights}
+        _check_weights(state_dict, compressed.values())
+        covered = {key for record in compressed.values() for key in (record.view.name, *record.view.aliases)}
+        rest = {key: tensor for key, tensor in state_dict.items() if key not in covered}
+        derived = {key: record for key, tensor in rest.items() if (record := derive(key, tensor))}
+        shared = _shared(rest, skip=derived)
+        return cls(
+            keys=tuple(state_dict),
+            weights=tuple(compressed[key] for key in state_dict if key in compressed),
+            dense=tuple(store(first, rest[first], aliases) for first, aliases in shared.items()),
+            derived=tuple(derived.values()),
+            dataset_meta=dict(dataset_meta),
+            source=source,
+            settings=dict(settings),
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every state-dict key, in order."""
+        shapes = {record.name: record.shape for record in self.derived}
+        for layout in (*(record.view for record in self.weights), *(record.layout for record in self.dense)):
+            shapes.update(dict.fromkeys((layout.name, *layout.aliases), layout.shape))
+        return {key: shapes[key] for key in self.keys}
+
+    def check_against(self, expected: Mapping[str, Sequence[int]]) -> None:
+        """Compare with the keys and shapes of the model that is to be loaded.
+
+        Args:
+            expected: state-dict keys of the model with their shapes.
+
+        Raises:
+            RiemError: a key is missing in the file, not in the model, or has another shape.
+        """
+        found = self.shapes
+        missing = [key for key in expected if key not in found]
+        unexpected = [key for key in found if key not in expected]
+        mismatched = [
+            f'{key} (expected {tuple(expected[key])}, found {shape})'
+            for key, shape in found.items()
+            if key in expected and tuple(expected[key]) != shape
+        ]
+        differences = (('missing', missing), ('unexpected', unexpected), ('with another shape', mismatched))
+        parts = [f'{len(keys)} {kind}: {_first_few(keys)}' for kind, keys in differences if keys]
+        if parts:
+            raise RiemError(
+                f'{self.origin}: config and file do not belong together, expected the {len(expected)} keys '
+                f'of the model, found {"; ".join(parts)}; use the config that was written beside the file'
+            )
+
+    def decode(self, progress: Progress | None = None) -> OrderedDict[str, Tensor]:
+        """Every tensor of the state dict in its original order, shape and dtype.
+
+        Keys that shared a parameter share one tensor. A tensor of a compressed weight carries its
+        ``WeightRecord`` as attribute ``riem``, any other one None, which tells it from one of a plain checkpoint.
+
+        Args:
+            progress: called with the share of the compressed elements that are decoded, 0 to 1.
+
+        Raises:
+            RiemError: a decoded weight has not the values that were compressed.
+        """
+        tensors: dict[str, Tensor] = {}
+        for names, tensor in self._decoded(progress):
+            tensor.riem = getattr(tensor, 'riem', None)
+            tensors.update(dict.fromkeys(names, tensor))
+        return OrderedDict((key, tensors[key]) for key in self.keys)
+
+    def verify(self) -> None:
+        """Decode everything, one tensor at a time.
+
+        Raises:
+            RiemError: as ``decode``.
+        """
+        for _ in self._decoded(None):
+            pass
+
+    def to_bytes(self) -> bytes:
+        """The file, deterministic.
+
+        Raises:
+            RiemError: settings or dataset_meta that JSON cannot hold, or records that do not cover the keys.
+        """
+        payloads = [record.encoded.to_payload() for record in self.weights]
+        blobs = {blob: b''.join(self._values(storage)) for storage, blob in BLOBS.items()}
+        manifest = Manifest(
+            keys=self.keys,
+            weights=tuple(_entry(record, payload) for record, payload in zip(self.weights, payloads)),
+            dense=tuple(record.layout for record in self.dense),
+            derived=self.derived,
+            blobs={name: _digest(blob) for name, blob in blobs.items() if blob},
+            dataset_meta=self.dataset_meta,
+            settings=self.settings,
+            source=self.source,
+            producer=self.producer,
+        )
+        return pack({**blobs, 'streams': b''.join(payloads), 'manifest': compress_manifest(manifest)})
+
+    def _values(self, storage: str) -> list[bytes]:
+        return [record.values for record in self.dense if record.layout.storage == storage]
+
+    def _decoded(self, progress: Progress | None) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        with naming(self.origin):
+            for derived in self.derived:
+                yield (derived.name,), derived.decode()
+            for dense in self.dense:
+                yield (dense.layout.name, *dense.layout.aliases), dense.decode()
+            total, done = sum(torch.Size(record.view.shape).numel() for record in self.weights), 0
+            for weight in self.weights:
+                tensor = weight.decode()
+                yield (weight.view.name, *weight.view.aliases), tensor
+                done += tensor.numel()
+                if progress is not None:
+                    progress(done / total)
+
+
+def from_bytes(data: bytes, origin: str = 'archive') -> Archive:
+    """The archive in the bytes of a ``.riem`` file; the inverse of ``Archive.to_bytes``.
+
+    Raises:
+        RiemError: as ``read``.
+    """
+    return _from_stream(io.BytesIO(data), len(data), origin)
+
+
+def read(path: PathLike) -> Archive:
+    """The archive in a ``.riem`` file: every hash of stored bytes verified, weights parsed, not yet decoded.
+
+    Raises:
+        RiemError: the file cannot be read or is anything but a whole, valid ``.riem`` file.
+    """
+    _require_file(path)
+    try:
+        with open(path, 'rb') as stream:
+            return _from_stream(stream, os.fstat(stream.fileno()).st_size, str(path))
+    except OSError as error:
+        raise RiemError(f'{path}: expected a readable .riem file, found {error}') from error
+
+
+def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
+    """Write an archive, atomically: a reader sees the old file or the whole new one.
+
+    The bytes go to a temporary file in the same folder, are flushed to the disk, read back, decoded and
+    verified, and then renamed. On any failure the temporary file is removed and an old file stays as it was.
+
+    Args:
+        path: the file to write.
+        archive: what to write.
+        force: replace an existing file.
+
+    Returns:
+        Bytes on disk.
+
+    Raises:
+        RiemError: the file exists and ``force`` is not given, the folder cannot be written, or the written
+            file does not verify.
+    """
+    path = Path(path)
+    _refuse_occupied(path, force)
+    data = archive.to_bytes()
+    temporary = path.with_name(f'.{secrets.token_hex(4)}.riem.tmp')
+    try:
+        _write_through(temporary, data)
+        _verify(temporary, data, str(path))
+        _refuse_occupied(path, force)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RiemError(f'{path}: expected a folder that can be written, found {error}') from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # gone already where all went well
+    return len(data)
+
+
+def _require_file(path: PathLike) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise RiemError(f'{path}: expected a .riem file, found {error}') from error
+    if not stat.S_ISREG(mode):
+        found = 'a folder' if stat.S_ISDIR(mode) else 'no regular file'
+        raise RiemError(f'{path}: expected a .riem file, found {found}')
+
+
+def _refuse_occupied(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise RiemError(f'{path}: expected the name of a file to write, found a folder')
+    if os.path.lexists(path) and not force:
+        raise RiemError(f'{path}: expected no file of that name, found one; pass --force to replace it')
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with open(path, 'xb') as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _verify(path: Path, data: bytes, origin: str) -> None:
+    if path.read_bytes() != data:
+        raise RiemError(
+            f'{origin}: expected to read back what was written, found other bytes; check the disk'
+        )
+    from_bytes(data, origin).verify()
+
+
+def _from_stream(stream: BinaryIO, size: int, origin: str) -> Archive:
+    blobs = unpack(stream, size, origin)
+    manifest = expand_manifest(blobs['manifest'], origin)
+    with naming(origin):
+        _check_blobs(blobs, manifest)
+        return Archive(
+            keys=manifest.keys,
+            weights=tuple(_weight_records(manifest.weights, blobs['streams'])),
+            dense=tuple(_dense_records(manifest.dense, blobs)),
+            derived=manifest.derived,
+            dataset_meta=manifest.dataset_meta,
+            source=manifest.source,
+            settings=manifest.settings,
+            producer=manifest.producer,
+            origin=origin,
+        )
+
+
+def _check_blobs(blobs: Mapping[str, bytes], manifest: Manifest) -> None:
+    """Every tensor but the manifest: its length, and its hash (that of the streams is checked one by one)."""
+    lengths = dict.fromkeys(BLOBS.values(), 0)
+    for layout in manifest.dense:
+        lengths[BLOBS[layout.storage]] += layout.n_bytes
+    lengths['streams'] = sum(entry.n_bytes for entry in manifest.weights)
+    for name, expected in lengths.items():
+        if len(blobs[name]) != expected:
+            raise RiemError(
+                f'tensor {name}: expected {expected} bytes by the manifest, found {len(blobs[name])}'
+            )
+    present = {name for name in BLOBS.values() if blobs[name]}
+    if present != set(manifest.blobs):
+        raise RiemError(
+            f'expected SHA-256 of the tensors {sorted(present)}, found those of {sorted(manifest.blobs)}'
+        )
+    for name, digest in manifest.blobs.items():
+        _require_digest(f'tensor {name}', blobs[name], digest)
+
+
+def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[WeightRecord]:
+    start = 0
+    for entry in entries:
+        payload = streams[start : start + entry.n_bytes]
+        start += entry.n_bytes
+        _require_digest(f'stream of weight {entry.view.name!r}', payload, entry.stream)
+        with naming(f'weight {entry.view.name!r}'):
+            yield WeightRecord(entry.view, _parse_payload(entry, payload), entry.decoded)
+
+
+def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:
+    kind = get_representation(entry.representation)
+    encoded = kind.from_payload(entry.view.matrix_shape, entry.settings, payload)
+    if encoded.symbols != entry.symbols:
+        raise RiemError(f'expected {entry.symbols} symbols, found {encoded.symbols} in its stream')
+    if encoded.settings() != entry.settings:
+        raise RiemError(f'expected the settings {entry.settings}, found that they mean {encoded.settings()}')
+    return encoded
+
+
+def _dense_records(layouts: Sequence[DenseLayout], blobs: Mapping[str, bytes]) -> Iterator[DenseRecord]:
+    start = dict.fromkeys(BLOBS, 0)
+    for layout in layouts:
+        first = start[layout.storage]
+        start[layout.storage] += layout.n_bytes
+        yield DenseRecord(layout, blobs[BLOBS[layout.storage]][first : start[layout.storage]])
+
+
+def _require_digest(what: str, data: bytes, expected: bytes) -> None:
+    found = _digest(data)
+    if found != expected:
+        raise RiemError(
+            f'{what}: expected SHA-256 {encode_digest(expected)}, found {encode_digest(found)}; '
+            'copy the file again'
+        )
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _weight_digest(weight: Tensor) -> bytes:
+    return _digest(weight.detach().numpy().astype('<f4', copy=False).data)
+
+
+def _entry(record: WeightRecord, payload: bytes) -> WeightEntry:
+    dtype_name(record.view.name, record.view.dtype)
+    return WeightEntry(
+        view=record.view,
+        representation=record.encoded.name,
+        settings=record.encoded.settings(),
+        symbols=record.encoded.symbols,
+        n_bytes=len(payload),
+        stream=_digest(payload),
+        decoded=record.decoded_sha256,
+    )
+
+
+def _check_weights(state_dict: Mapping[str, Tensor], records: Iterable[WeightRecord]) -> None:
+    for key, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor):
+            raise RiemError(
+                f'key {key!r}: expected a tensor in the state dict, found {type(tensor).__name__}'
+            )
+    for view in (record.view for record in records):
+        for key in (view.name, *view.aliases):
+            if key not in state_dict:
+                raise RiemError(f'weight {key!r}: expected it in the state dict, found no such key')
+            found = state_dict[key]
+            if tuple(found.shape) != view.shape or found.dtype != view.dtype:
+                raise RiemError(
+                    f'weight {key!r}: expected {view.dtype} of shape {view.shape}, '
+                    f'found {found.dtype} of shape {tuple(found.shape)} in the state dict'
+                )
+
+
+def _shared(tensors: Mapping[str, Tensor], skip: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """First key of each stored tensor, and the further keys that show the same memory in the same way."""
+    first: dict[tuple, str] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for key, tensor in tensors.items():
+        if key in skip:
+            continue
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+        name = first.setdefault(place, key) if tensor.numel() else key
+        aliases[name] = (*aliases.get(name, ()), key)
+    return {name: names[1:] for name, names in aliases.items()}
+
+
+def _first_few(keys: Sequence[str], count: int = 5) -> str:
+    return ', '.join(keys[:count]) + (', ...' if len(keys) > count else '')
