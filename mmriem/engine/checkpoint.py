@@ -1,0 +1,274 @@
+"""Safe reading of `.pth` checkpoints, and strict loading of a state_dict into a model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from torch import Tensor, nn
+
+from mmriem.core.errors import RiemError
+
+from .pickled import load_plain
+from .remote import local_path
+
+__all__ = ['Checkpoint', 'device_of', 'load_into', 'read_checkpoint', 'state_dict_of', 'unpickle']
+
+# Buffers that a constructor fills and training never changes in a way that the output depends on.
+DERIVABLE = ('num_batches_tracked', 'relative_position_index')
+SHOWN_KEYS = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What compression needs of a `.pth` file.
+
+    Attributes:
+        path: the local file that was read.
+        sha256: of the whole file, as 64 hexadecimal digits.
+        state_dict: tensors by name, on the CPU, without a `module.` prefix.
+        dataset_meta: `classes`, `palette` and what else the dataset told, keys in lower case; empty where the
+            file has none.
+    """
+
+    path: Path
+    sha256: str
+    state_dict: OrderedDict[str, Tensor]
+    dataset_meta: dict[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(source: str | os.PathLike, *, trust: bool = False) -> Checkpoint:
+    """Read a checkpoint of MMEngine's Runner or mmdet's model zoo, a plain state_dict, or `.safetensors`.
+
+    Args:
+        source: a path, or an http(s) address, which is downloaded into torch's cache.
+        trust: unpickle without restrictions, which runs whatever code the file holds.
+
+    Raises:
+        RiemError: the file is missing, damaged, of another kind, or holds code and `trust` is not given.
+    """
+    path = local_path(source)
+    tree = unpickle(path, trust=trust)
+    state_dict = state_dict_of(tree, path)
+    for name, tensor in state_dict.items():
+        state_dict[name] = tensor.detach()  # some files hold nn.Parameters
+    return Checkpoint(path, _sha256(path), state_dict, _dataset_meta(tree))
+
+
+def unpickle(path: Path, *, trust: bool = False, map_location: Any = 'cpu') -> Any:
+    """Everything that a checkpoint file holds: what `torch.load` gives, read safely unless `trust` is set.
+
+    Raises:
+        RiemError: as for `read_checkpoint`.
+    """
+    if _kind(path) == 'safetensors':
+        return _read_safetensors(path, map_location)
+    try:
+        if trust:
+            return torch.load(path, map_location=map_location, weights_only=False)
+        return load_plain(path, map_location)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except ImportError as error:
+        raise RiemError(f'{path}: needs a module that is not installed ({error}); install it') from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RiemError(
+            f'{path}: expected a checkpoint written by torch.save, found a damaged or truncated file '
+            f'({_first_line(error)}); fetch it again'
+        ) from error
+
+
+def state_dict_of(tree: Any, path: str | os.PathLike) -> OrderedDict[str, Tensor]:
+    """The model's tensors in what a checkpoint file held: under `state_dict`, under `model`, or at the top.
+
+    The `module.` prefix of a wrapped model is taken off.
+
+    Raises:
+        RiemError: there is no mapping of names to tensors in these places.
+    """
+    found = tree
+    for key in ('state_dict', 'model'):
+        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
+            found = tree[key]
+            break
+    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+        keys = ', '.join(sorted(map(str, tree))[:8]) if isinstance(tree, Mapping) else type(tree).__name__
+        raise RiemError(
+            f'{path}: expected tensors by name, at the top or under "state_dict" or "model", found {keys}; '
+            'give a checkpoint of the whole detector'
+        )
+    wrapped = all(name.startswith('module.') for name in found)
+    tensors = OrderedDict((name[7:] if wrapped else name, tensor) for name, tensor in found.items())
+    tensors._metadata = getattr(found, '_metadata', OrderedDict())  # versions, which mmdet's heads look at
+    return tensors
+
+
+def device_of(map_location: Any) -> torch.device:
+    """The device that a `map_location` of `torch.load` names; functions and mappings leave it the CPU."""
+    named = isinstance(map_location, (str, torch.device))
+    return torch.device(map_location if named else 'cpu')
+
+
+def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Load every tensor into `model`, or fail.
+
+    What counts is what the modules themselves make of the names: renamings in `_load_from_state_dict`, as
+    mmdet's detectors do for old checkpoints, are followed, and so is a RieM module that takes its states from
+    `weight`.
+
+    Harmless, and therefore let pass: absent `num_batches_tracked` (a count that a fixed-momentum norm does
+    not use; old files lack it) and `relative_position_index` (fixed by the window size); and an extra tensor
+    that the model has itself, with the same values, as a non-persistent buffer (`data_preprocessor.mean`).
+
+    After an error the model may hold a part of the tensors: do not use it.
+
+    Args:
+        model: a detector, also one wrapped for distributed or test-time-augmented use.
+        state_dict: tensors by name.
+        path: of their file, for the message.
+
+    Raises:
+        RiemError: names the first few keys that are missing, unexpected, or of another shape.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    misshapen: dict[str, str] = {}
+    try:
+        missing, unexpected = _load(model, state_dict, path)
+    except RiemError:
+        misshapen = _misshapen(model, state_dict)
+        if not misshapen:
+            raise
+        missing, unexpected = _load(model, {n: t for n, t in state_dict.items() if n not in misshapen}, path)
+    missing = [name for name in missing if name not in misshapen and not name.endswith(DERIVABLE)]
+    fixed = dict(model.named_buffers())
+    unexpected = [name for name in unexpected if not _same(fixed.get(name), state_dict[name])]
+    found = {'missing': missing, 'unexpected': unexpected, 'wrong shape': list(misshapen.values())}
+    if any(found.values()):
+        raise RiemError(
+            f'{path}: does not fit the model of the config: '
+            + '; '.join(_listed(title, keys) for title, keys in found.items() if keys)
+            + '; give the config that this file was made with'
+        )
+
+
+def _load(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> tuple[list, list]:
+    """The missing and the unexpected keys, once all others are loaded."""
+    try:
+        result = model.load_state_dict(state_dict, strict=False)
+    except RiemError:
+        raise
+    except RuntimeError as error:  # other shapes; line 0 is a heading
+        raise RiemError(f'{path}: does not fit the model of the config ({_first_line(error, 1)})') from error
+    return result.missing_keys, result.unexpected_keys
+
+
+def _misshapen(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, str]:
+    """What is wrong with the shape of a tensor, by its name."""
+    return {
+        name: f'{name} {tuple(state_dict[name].shape)} instead of {tuple(own.shape)}'
+        for name, own in model.state_dict().items()
+        if name in state_dict and state_dict[name].shape != own.shape
+    }
+
+
+def _kind(path: Path) -> str:
+    """`zip`, `pickle` or `safetensors`, by the first bytes."""
+    if not path.exists():
+        raise RiemError(f'{path}: no such file; give the path of a checkpoint')
+    if path.is_dir():
+        raise RiemError(
+            f'{path}: expected a checkpoint file, found a folder; give the path of the file in it'
+        )
+    if path.suffix == '.riem':
+        raise RiemError(f'{path}: expected a .pth checkpoint, found a .riem file; give what it was made from')
+    with path.open('rb') as file:
+        head = file.read(64)
+    if head.startswith(b'PK\x03\x04'):
+        return 'zip'
+    if head.startswith(b'\x80'):
+        return 'pickle'
+    if head[8:9] == b'{':
+        return 'safetensors'
+    if head.startswith(b'version https://git-lfs'):
+        raise RiemError(f'{path}: expected a checkpoint, found a Git LFS pointer to it; run `git lfs pull`')
+    found = f'a file that begins with {head[:16]!r}' if head else 'an empty file'
+    raise RiemError(f'{path}: expected a checkpoint written by torch.save, found {found}; fetch it again')
+
+
+def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path, device=str(device_of(map_location)))
+    except safetensors.SafetensorError as error:
+        raise RiemError(f'{path}: a damaged .safetensors file ({error}); fetch it again') from error
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> RiemError:
+    name = re.search(r'GLOBAL ([\w.]+)', str(error))
+    if name is None:
+        return RiemError(
+            f'{path}: expected a checkpoint, found a damaged pickle ({_first_line(error)}); fetch it again'
+        )
+    return RiemError(
+        f'{path}: expected tensors and plain values, found {name[1]}, and reading that could run code from '
+        'the file; if you trust whoever made it, pass --trust-checkpoint, which reads it without protection'
+    )
+
+
+def _dataset_meta(tree: Any) -> dict[str, Any]:
+    meta = tree.get('meta') if isinstance(tree, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    if isinstance(meta.get('dataset_meta'), Mapping):
+        told = meta['dataset_meta']
+    else:  # mmdet 2
+        told = {key: meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key) is not None}
+    return {str(key).lower(): _without_numpy(value) for key, value in told.items()}
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_numpy(item) for item in value)
+    return value
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _same(buffer: Tensor | None, tensor: Tensor) -> bool:
+    return (
+        buffer is not None
+        and buffer.shape == tensor.shape
+        and torch.equal(buffer.cpu(), tensor.cpu().to(buffer.dtype))
+    )
+
+
+def _listed(title: str, keys: list[str]) -> str:
+    more = f' and {len(keys) - SHOWN_KEYS} more' if len(keys) > SHOWN_KEYS else ''
+    return f'{title} {", ".join(keys[:SHOWN_KEYS])}{more}'
+
+
+def _first_line(error: Exception, line: int = 0) -> str:
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return lines[min(line, len(lines) - 1)][:200] if lines else type(error).__name__

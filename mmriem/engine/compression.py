@@ -1,0 +1,224 @@
+"""From a config and a checkpoint to a `.riem` file, a config that loads it, and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from mmriem.core import container
+from mmriem.core.compress import OnProgress, Settings, compress
+from mmriem.core.errors import RiemError
+from mmriem.core.manifest import Source
+
+from .checkpoint import load_into, read_checkpoint
+from .config import config_path, load_strictly, read_config
+from .detector import build_detector, dataset_meta
+
+__all__ = ['Outputs', 'compress_detector', 'loading_config', 'print_report']
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The three files of a compression, side by side under one name."""
+
+    riem: Path
+
+    @classmethod
+    def named(cls, out: str | os.PathLike | None, config: str, checkpoint: str) -> Outputs:
+        """By what the user gave: a file `NAME.riem`, a folder, or nothing for `work_dirs/NAME-OF-CONFIG`."""
+        path = Path('work_dirs') / config_path(config).stem if out is None else Path(out)
+        if path.suffix != '.riem':
+            path = path / f'{Path(checkpoint).stem}.riem'
+        return cls(path)
+
+    @property
+    def config(self) -> Path:
+        """The config that loads the file."""
+        return self.riem.with_suffix('.py')
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.riem.with_suffix('.json')
+
+    def check(self, *, force: bool) -> None:
+        """Make the folder, and see that nothing is there that may not be replaced.
+
+        Raises:
+            RiemError: an output exists, or the folder cannot be made or written.
+        """
+        for path in (self.riem, self.config, self.report):
+            if path.is_dir():
+                raise RiemError(f'{path}: expected the name of a file to write, found a folder')
+            if os.path.lexists(path) and not force:
+                raise RiemError(
+                    f'{path}: expected no file of that name, found one; pass --force to replace it'
+                )
+        try:
+            self.riem.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RiemError(f'{self.riem.parent}: the folder cannot be made ({error.strerror})') from error
+        if not os.access(self.riem.parent, os.W_OK):
+            raise RiemError(f'{self.riem.parent}: the folder cannot be written; choose another with --out')
+
+
+def compress_detector(
+    config: str,
+    checkpoint: str,
+    outputs: Outputs,
+    settings: Settings,
+    *,
+    options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    threads: int = 1,
+    trust: bool = False,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Compress a detector and write the three outputs; returns the report.
+
+    Args:
+        config: path, or `PACKAGE::PATH`.
+        checkpoint: a `.pth` file.
+        outputs: where to write.
+        settings: how to compress.
+        options: overrides of the config by dotted keys.
+        device: where the fit runs.
+        threads: weights fitted at a time.
+        trust: unpickle the checkpoint without protection.
+        force: replace existing outputs.
+        on_progress: called with the share that is done and the name of a weight.
+
+    Raises:
+        RiemError: config and checkpoint do not fit, or cannot be read, or the budget is too small.
+    """
+    cfg = read_config(config, options)
+    read = read_checkpoint(checkpoint, trust=trust)
+    model = build_detector(cfg)
+    load_into(model, read.state_dict, checkpoint)
+    compressed = compress(
+        model,
+        settings,
+        dataset_meta=dataset_meta(cfg, read.dataset_meta),
+        source=Source(Path(checkpoint).name, read.sha256),
+        device=device,
+        threads=threads,
+        on_progress=on_progress,
+    )
+    size = container.write(outputs.riem, compressed.archive, force=force)
+    report = {
+        'file': outputs.riem.name,
+        'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
+        **compressed.report,
+    }
+    report['totals']['bytes'] = size
+    _write_text(outputs.config, loading_config(cfg, outputs.riem.name))
+    _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
+    return report
+
+
+def loading_config(config: Config, riem_name: str) -> str:
+    """The text of a config that loads the file of that name from its own folder, everything else as in `config`."""
+    config = Config(_without_pretrained(config.to_dict()))
+    imports = list((config.get('custom_imports') or {}).get('imports', []))
+    if 'mmriem.engine' not in imports:
+        imports.append('mmriem.engine')
+    config.custom_imports = dict(imports=imports, allow_failed_imports=False)
+    load_strictly(config)
+    config.resume = False
+    config.pop('load_from', None)
+    config.pop('work_dir', None)
+    return (
+        f'# Loads {riem_name} from the folder of this config; data settings as in the config that was compressed.\n'
+        f"load_from = '{{{{ fileDirname }}}}/{riem_name}'\n{config.pretty_text}"
+    )
+
+
+def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
+    """The closing table: one row for each part of the detector, and the totals."""
+    table = Table(title=f'{outputs.riem}', title_justify='left')
+    for heading in (
+        'part',
+        'weights',
+        'elements',
+        'KB fp32',
+        'KB',
+        'bits/weight',
+        'SNR dB, worst',
+        'seconds',
+    ):
+        table.add_column(heading, justify='left' if heading == 'part' else 'right')
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for weight in report['weights']:
+        parts.setdefault(weight['name'].split('.')[0], []).append(weight)
+    for name, weights in parts.items():
+        elements = sum(_numel(weight) for weight in weights)
+        bits = sum(weight['bits'] for weight in weights)
+        decibels = [weight['snr_db'] for weight in weights if weight['snr_db'] is not None]
+        table.add_row(
+            name,
+            f'{len(weights)}',
+            f'{elements:,}',
+            f'{4 * elements / 1e3:,.1f}',
+            f'{bits / 8e3:,.1f}',
+            f'{bits / elements:.2f}',
+            f'{min(decibels):.1f}' if decibels else '-',
+            f'{sum(weight["seconds"] for weight in weights):.1f}',
+        )
+    totals = report['totals']
+    others = totals['bytes'] - sum(weight['bits'] for weight in report['weights']) / 8
+    rest = totals['bytes_fp32'] - 4 * sum(_numel(weight) for weight in report['weights'])
+    table.add_row('norms, biases, records', '', '', f'{rest / 1e3:,.1f}', f'{others / 1e3:,.1f}', '', '', '')
+    console = Console(width=None if os.isatty(1) else 120)
+    console.print(table)
+    console.print(
+        f'{totals["bytes"]:,} bytes: {totals["ratio"]:.4f} of fp32 ({totals["bytes_fp32"]:,} bytes), '
+        f'{totals["bytes"] / totals["bytes_fp16"]:.4f} of fp16, {totals["bits_per_weight"]:.2f} bits per weight',
+        highlight=False,
+    )
+    console.print(
+        f'evaluate: python tools/test.py {outputs.config} {outputs.riem}', highlight=False, soft_wrap=True
+    )
+
+
+def _numel(weight: Mapping[str, Any]) -> int:
+    numel = 1
+    for size in weight['shape']:
+        numel *= size
+    return numel
+
+
+def _without_pretrained(tree: Any) -> Any:
+    """The tree without `init_cfg` of pretrained weights: the file holds every weight, so nothing is downloaded."""
+    if isinstance(tree, dict):
+        kept = {key: _without_pretrained(value) for key, value in tree.items()}
+        start = kept.get('init_cfg')
+        if isinstance(start, dict) and start.get('type') == 'Pretrained':
+            kept['init_cfg'] = None
+        if isinstance(kept.get('pretrained'), str):
+            kept['pretrained'] = None
+        return kept
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_without_pretrained(value) for value in tree)
+    return tree
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f'.{secrets.token_hex(4)}.tmp')
+    try:
+        temporary.write_text(text, encoding='utf-8')
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

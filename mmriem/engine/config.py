@@ -1,0 +1,77 @@
+"""Reading configs for the command line tools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmriem.core.errors import RiemError
+
+__all__ = ['config_path', 'load_strictly', 'read_config']
+
+
+def read_config(name: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a config of MMEngine's kind.
+
+    Args:
+        name: a path, or `PACKAGE::PATH` for a config that a package ships (`mmdet::retinanet/...`).
+        options: what `--cfg-options` gave, by dotted keys.
+
+    Raises:
+        RiemError: there is no such config, it cannot be read, or an option does not fit it.
+    """
+    path = config_path(name)
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is a program, anything can happen in it
+        reason = str(error).strip().partition('\n')[0]
+        raise RiemError(f'{path}: the config cannot be read ({type(error).__name__}: {reason})') from error
+    try:
+        config.merge_from_dict(dict(options or {}))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RiemError(f'{path}: --cfg-options does not fit the config ({error})') from error
+    return config
+
+
+def config_path(name: str | os.PathLike) -> Path:
+    """The file of a config, see `read_config`.
+
+    Raises:
+        RiemError: there is no such file.
+    """
+    package, stock, inner = os.fspath(name).partition('::')
+    if not stock:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise RiemError(
+                f'{name}: no such config file; give a path, or mmdet::FOLDER/NAME.py for a stock config'
+            )
+        return path
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise RiemError(
+            f'{name}: the package {package} is not installed; install it or give the path of a config'
+        )
+    root = Path(spec.origin).parent / '.mim' / 'configs'
+    path = root / (inner if inner.endswith('.py') else f'{inner}.py')
+    if not path.is_file():
+        shipped = [file.relative_to(root).as_posix() for file in root.glob('*/*.py')]
+        close = get_close_matches(inner, shipped, n=1)
+        hint = f'did you mean {package}::{close[0]}?' if close else f'the configs of {package} are in {root}'
+        raise RiemError(f'{name}: {package} ships no such config; {hint}')
+    return path
+
+
+def load_strictly(config: Config) -> None:
+    """Make the Runner of `config` fail on a checkpoint that does not fit the model.
+
+    The hook goes to `default_hooks`, a dict that configs and `--cfg-options` merge with, and not to the list
+    `custom_hooks`, which they replace.
+    """
+    config.merge_from_dict({'default_hooks.strict_load': dict(type='mmriem.StrictLoadHook')})

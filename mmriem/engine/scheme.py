@@ -1,0 +1,72 @@
+"""How MMEngine's CheckpointLoader reads `.riem` files, and, in mmriem's own tools, `.pth` files too."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from mmriem.core import container
+
+from .checkpoint import device_of, state_dict_of, unpickle
+from .remote import local_path
+
+__all__ = ['load_from_riem', 'read_pth_safely']
+
+
+@CheckpointLoader.register_scheme([r'.*\.riem$', r'https?://.*\.riem$'], force=True)
+def load_from_riem(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read a `.riem` file as MMEngine reads a checkpoint: `dict(state_dict, meta=dict(dataset_meta))`.
+
+    Every tensor is dense. One that was decoded from states also carries its record as the attribute `riem`,
+    which RieM modules take their states from. Where `map_location` names a device the tensors go there.
+
+    Raises:
+        RiemError: the file is missing, damaged, or not a `.riem` file.
+    """
+    archive = container.read(local_path(filename))
+    state_dict = archive.decode()
+    device = device_of(map_location)
+    placed = OrderedDict((name, _moved(tensor, device)) for name, tensor in state_dict.items())
+    return dict(state_dict=placed, meta=dict(dataset_meta=_with_tuples(archive.dataset_meta)))
+
+
+def read_pth_safely(*, trust: bool = False) -> None:
+    """From now on MMEngine reads `.pth` files with mmriem's reader, also for `resume` and `init_cfg`.
+
+    It differs from MMEngine's own in what it accepts, see `mmriem.engine.checkpoint`, and in its errors.
+
+    Args:
+        trust: unpickle without restrictions, which runs whatever code a file holds.
+    """
+    loader = partial(_load_from_pth, trust=trust)
+    loader.__name__ = _load_from_pth.__name__  # CheckpointLoader logs it
+    CheckpointLoader.register_scheme(['', 'http://', 'https://'], loader, force=True)
+
+
+def _load_from_pth(filename: str, map_location: Any = None, *, trust: bool = False) -> dict[str, Any]:
+    path = local_path(filename)
+    tree = unpickle(path, trust=trust, map_location=map_location)
+    rest = tree if isinstance(tree, Mapping) and isinstance(tree.get('meta'), Mapping) else {}
+    return {**rest, 'state_dict': state_dict_of(tree, path)}
+
+
+def _moved(tensor: Tensor, device: Any) -> Tensor:
+    moved = tensor.to(device)
+    if hasattr(tensor, 'riem'):
+        moved.riem = tensor.riem
+    return moved
+
+
+def _with_tuples(dataset_meta: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON made lists of what mmdet's visualiser expects as tuples: the classes, and each colour."""
+    meta = dict(dataset_meta)
+    if isinstance(meta.get('classes'), list):
+        meta['classes'] = tuple(meta['classes'])
+    if isinstance(meta.get('palette'), list):
+        meta['palette'] = [tuple(c) if isinstance(c, list) else c for c in meta['palette']]
+    return meta

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from mmriem.core.errors import RiemError
+from mmriem.engine.command_line import run
+
+
+class Files:
+    """A dataset whose files are not there."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return np.fromfile('/absent/image.png')
+
+
+def read_in_a_worker():
+    next(iter(DataLoader(Files(), num_workers=1)))
+
+
+def open_annotations():
+    with open('/absent/annotations.json'):
+        pass
+
+
+def fail():
+    raise RiemError('x.riem: expected a,\n found b')
+
+
+@pytest.mark.parametrize(
+    ('main', 'message'),
+    [
+        (fail, 'error: x.riem: expected a, found b'),
+        (open_annotations, 'error: /absent/annotations.json: No such file or directory; check the paths'),
+        (read_in_a_worker, "No such file or directory: '/absent/image.png'; check the paths"),
+    ],
+)
+def test_one_line_and_status_1(main, message):
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert message in caught.value.code and '\n' not in caught.value.code
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)

@@ -1,0 +1,93 @@
+"""Evaluate a detector from a `.riem` or `.pth` file, with the flags of mmdet's tools/test.py.
+
+    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE.pkl] [--tta] ...
+
+A checkpoint that does not fit the config is an error, and a `.pth` file is read without running code from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from copy import deepcopy
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import Config, ConfigDict
+
+from mmriem.core.errors import RiemError
+from mmriem.engine.command_line import add_runner_flags, build_runner, config_from_flags, run
+from mmriem.engine.config import load_strictly
+
+TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+TTA_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
+
+def pickle_file(name: str) -> str:
+    """The type of `--out`."""
+    if not name.endswith(('.pkl', '.pickle')):
+        raise argparse.ArgumentTypeError(f'expected a .pkl or .pickle file, found {name}')
+    return name
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Evaluate a detector from a .riem or .pth file')
+    parser.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
+    parser.add_argument('checkpoint', help='a .riem or .pth file')
+    parser.add_argument('--out', type=pickle_file, help='write the predictions to this .pkl file')
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', help='draw the predictions into WORK_DIR/TIMESTAMP/SHOW_DIR')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    add_runner_flags(parser)
+    return parser.parse_args()
+
+
+def show_predictions(config: Config, args: argparse.Namespace) -> None:
+    """Make the Runner draw what it predicts."""
+    if 'visualization' not in config.get('default_hooks', {}):
+        raise RiemError(
+            f'{args.config}: --show and --show-dir need default_hooks.visualization, found none; '
+            "add visualization=dict(type='DetVisualizationHook')"
+        )
+    trigger_visualization_hook(config, args)
+
+
+def augment(config: Config) -> None:
+    """Wrap the model for test-time augmentation: `tta_model` and `tta_pipeline`, by default with a flip."""
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in config:
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        packed = dict(type='PackDetInputs', meta_keys=TTA_META)
+        last = dict(type='TestTimeAug', transforms=[flips, [packed]])
+        config.tta_pipeline = [*deepcopy(dataset.pipeline)[:-1], last]
+    dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.get('tta_model', TTA_MODEL), module=config.model)
+
+
+def main() -> None:
+    """Run the evaluation that the command line asks for."""
+    args = parse_args()
+    config = config_from_flags(args)
+    missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator') if config.get(key) is None]
+    if missing:
+        raise RiemError(
+            f'{args.config}: expected {", ".join(missing)}, found none; name the data to evaluate on'
+        )
+    config.load_from = args.checkpoint
+    config.resume = False
+    load_strictly(config)
+    if args.show or args.show_dir:
+        show_predictions(config, args)
+    if args.tta:
+        augment(config)
+    runner = build_runner(config)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    run(main)
