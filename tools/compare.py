@@ -1,0 +1,189 @@
+"""Compress detectors at several sizes, evaluate before and after, and print one table.
+
+    python tools/compare.py CONFIG [CONFIG ...] [--checkpoints FILE ...] --ratios 0.10 0.19 0.30
+
+The checkpoint of CONFIG is the .pth file of the same name beside it where --checkpoints does not name others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from mmriem.core import representation_names
+from mmriem.core.compress import Settings
+from mmriem.core.errors import RiemError
+from mmriem.engine.command_line import run
+from mmriem.engine.compression import Outputs, compress_detector
+from mmriem.engine.config import read_config
+from mmriem.engine.evaluation import evaluate
+from mmriem.engine.progress import show_progress
+
+COLUMNS = {
+    'detector': '{}',
+    'method': '{}',
+    'ratio asked': '{}',
+    'bytes': '{:,}',
+    'ratio': '{:.4f}',
+    'mAP': '{:.3f}',
+    'AP50': '{:.3f}',
+    'SNR dB': '{}',
+    'fit s': '{}',
+    'test s': '{:.0f}',
+}
+STATED_ROOT = '../shared/data/'
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Compress detectors at several sizes and evaluate before and after')
+    parser.add_argument('configs', nargs='+', help='configs, each with data to test on')
+    parser.add_argument('--checkpoints', nargs='+', help='their .pth files (default: beside each config)')
+    parser.add_argument('--representations', nargs='+', choices=representation_names(), default=['sigmoid', 'bilinear'])
+    parser.add_argument('--ratios', nargs='+', type=float, default=[0.10, 0.19, 0.30])
+    parser.add_argument('--state-bits', nargs='+', type=int, default=[0], help='0: by the budget; the paper: 8')
+    parser.add_argument('--effort', type=float, default=1.0)
+    parser.add_argument('--threads', type=int, default=os.cpu_count(), help='weights fitted at a time')
+    parser.add_argument('--out', default='work_dirs/compare', help='folder for the files and the table')
+    parser.add_argument('--data-root', help=f'folder to use where a config says {STATED_ROOT}')
+    parser.add_argument('--reuse', action='store_true', help='keep files of the same settings from an earlier run')
+    return parser.parse_args()
+
+
+def checkpoints_of(args: argparse.Namespace) -> list[str]:
+    """One checkpoint for each config.
+
+    Raises:
+        RiemError: there are not as many as configs.
+    """
+    if args.checkpoints is None:
+        return [str(Path(config).with_suffix('.pth')) for config in args.configs]
+    if len(args.checkpoints) != len(args.configs):
+        raise RiemError(f'--checkpoints: expected {len(args.configs)}, one for each config, found {len(args.checkpoints)}')
+    return args.checkpoints
+
+
+def moved(tree: Any, root: str | None) -> Any:
+    """The config with its data under another root."""
+    if isinstance(tree, dict):
+        return {key: moved(value, root) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(moved(value, root) for value in tree)
+    if root and isinstance(tree, str) and tree.startswith(STATED_ROOT):
+        return os.path.join(root, tree[len(STATED_ROOT) :])
+    return tree
+
+
+def compressed(config: str, checkpoint: str, settings: Settings, args: argparse.Namespace) -> tuple[Outputs, dict]:
+    """The outputs for these settings, and the report; made unless they are there and may be reused."""
+    name = f'{Path(config).stem}-{settings.representation}-{settings.ratio:.2f}-{settings.state_bits or "auto"}'
+    outputs = Outputs(Path(args.out) / f'{name}.riem')
+    if args.reuse and outputs.report.is_file() and outputs.riem.is_file():
+        report = json.loads(outputs.report.read_text(encoding='utf-8'))
+        if report['totals']['bytes'] == outputs.riem.stat().st_size:
+            return outputs, report
+    outputs.check(force=True)
+    with show_progress(name) as on_progress:
+        report = compress_detector(
+            config, checkpoint, outputs, settings, threads=args.threads, force=True, on_progress=on_progress
+        )
+    return outputs, report
+
+
+def row(detector: str, method: str, asked: Any, report: dict | None, metrics: dict[str, float], size: int) -> dict:
+    """One row of the table; figures without a report are those of the original."""
+    signal = [weight['snr_db'] for weight in report['weights'] if weight['snr_db']] if report else []
+    return {
+        'detector': detector,
+        'method': method,
+        'ratio asked': asked,
+        'bytes': size,
+        'ratio': report['totals']['ratio'] if report else 1.0,
+        'mAP': metrics['coco/bbox_mAP'],
+        'AP50': metrics['coco/bbox_mAP_50'],
+        'SNR dB': f'{statistics.median(signal):.1f}' if signal else '-',
+        'fit s': f'{report["totals"]["wall_seconds"]:.0f}' if report else '-',
+        'test s': metrics['seconds'],
+    }
+
+
+def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dict]:
+    """The rows of one detector: the original, then each ratio with each representation."""
+    cfg = Config(moved(read_config(config).to_dict(), args.data_root))
+    work_dir, name = Path(args.out) / 'logs', Path(config).stem
+    original = evaluate(cfg, checkpoint, work_dir)
+    size = None
+    for ratio in args.ratios:
+        for representation in args.representations:
+            for bits in args.state_bits:
+                settings = Settings(representation, ratio=ratio, state_bits=bits, effort=args.effort)
+                outputs, report = compressed(config, checkpoint, settings, args)
+                if size is None:
+                    size = report['totals']['bytes_fp32']
+                    yield row(name, 'original, fp32', '-', None, original, size)
+                metrics = evaluate(cfg, outputs.riem, work_dir)
+                method = f'{representation}, {bits}-bit states' if bits else representation
+                yield row(name, method, f'{ratio:.2f}', report, metrics, report['totals']['bytes'])
+
+
+def write_tables(found: list[dict], folder: Path) -> None:
+    """The rows as table.csv, and as table.md with the command and the machine."""
+    with open(folder / 'table.csv', 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(found)
+    lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
+    lines += ['| ' + ' | '.join(cells(entry)) + ' |' for entry in found]
+    lines += ['', f'`python {" ".join(sys.argv)}`', '', machine()]
+    (folder / 'table.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def cells(entry: dict) -> list[str]:
+    """A row as text."""
+    return [form.format(entry[key]) for key, form in COLUMNS.items()]
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    return f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}'
+
+
+def main() -> None:
+    """Compare what the command line names."""
+    args = parse_args()
+    pairs = list(zip(args.configs, checkpoints_of(args)))
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for config, checkpoint in pairs:
+        for entry in rows(config, checkpoint, args):
+            found.append(entry)
+            print('  '.join(cells(entry)), file=sys.stderr, flush=True)
+            write_tables(found, folder)
+    table = Table(title=f'{folder / "table.md"} ({machine()})', title_justify='left')
+    for key, form in COLUMNS.items():
+        table.add_column(key, justify='left' if form == '{}' and key in ('detector', 'method') else 'right')
+    for entry in found:
+        table.add_row(*cells(entry))
+    console.print(table)
+
+
+if __name__ == '__main__':
+    try:
+        run(main)
+    except KeyboardInterrupt:
+        sys.exit('interrupted: finished files stay; run again with --reuse to go on')
