@@ -1,4 +1,4 @@
-"""Compress detectors at several sizes, evaluate before and after, and print one table.
+"""Compress detectors at several sizes, evaluate before and after; print one table and draw one picture.
 
     python tools/compare.py CONFIG [CONFIG ...] [--checkpoints FILE ...] --ratios 0.10 0.19 0.30
 
@@ -31,6 +31,7 @@ from mmriem.engine.compression import Outputs, compress_detector
 from mmriem.engine.config import read_config
 from mmriem.engine.evaluation import evaluate
 from mmriem.engine.progress import show_progress
+from mmriem.visualization import draw_curves
 
 COLUMNS = {
     'detector': '{}',
@@ -174,7 +175,8 @@ def main() -> None:
             found.append(entry)
             print('  '.join(cells(entry)), file=sys.stderr, flush=True)
             write_tables(found, folder)
-    table = Table(title=f'{folder / "table.md"} ({machine()})', title_justify='left')
+    draw_curves(found, folder / 'picture.png')
+    table = Table(title=f'{folder / "table.md"}, picture.png ({machine()})', title_justify='left')
     for key, form in COLUMNS.items():
         table.add_column(key, justify='left' if form == '{}' and key in ('detector', 'method') else 'right')
     for entry in found:
