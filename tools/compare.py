@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import platform
@@ -127,17 +128,23 @@ def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dic
     work_dir, name = Path(args.out) / 'logs', Path(config).stem
     original = evaluate(cfg, checkpoint, work_dir)
     size = None
-    for ratio in args.ratios:
-        for representation in args.representations:
-            for bits in args.state_bits:
+    for ratio, representation in itertools.product(args.ratios, args.representations):
+        report, metrics = None, {}
+        for bits in args.state_bits:
+            if report is None or not has_only(bits, report):
                 settings = Settings(representation, ratio=ratio, state_bits=bits, effort=args.effort)
                 outputs, report = compressed(config, checkpoint, settings, args)
-                if size is None:
-                    size = report['totals']['bytes_fp32']
-                    yield row(name, 'original, fp32', '-', None, original, size)
                 metrics = evaluate(cfg, outputs.riem, work_dir)
-                method = f'{representation}, {bits}-bit states' if bits else representation
-                yield row(name, method, f'{ratio:.2f}', report, metrics, report['totals']['bytes'])
+            if size is None:
+                size = report['totals']['bytes_fp32']
+                yield row(name, 'original, fp32', '-', None, original, size)
+            method = f'{representation}, {bits}-bit states' if bits else representation
+            yield row(name, method, f'{ratio:.2f}', report, metrics, report['totals']['bytes'])
+
+
+def has_only(bits: int, report: dict) -> bool:
+    """Whether a file made with other settings has states of that many bits alone, so that it need not be made again."""
+    return all(weight['settings']['state_bits'] == bits for weight in report['weights'] if weight['settings'])
 
 
 def write_tables(found: list[dict], folder: Path) -> None:

@@ -1,0 +1,231 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mmriem.core import container
+from mmriem.engine import read_checkpoint
+
+
+@pytest.fixture
+def compress(call_here, tools, tiny_config, runner_checkpoint):
+    """Run tools/compress.py on the tiny detector; gives what it hands to `sys.exit`."""
+
+    def run(*arguments):
+        return call_here(tools / 'compress.py', tiny_config, runner_checkpoint, *arguments)
+
+    return run
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    'arguments, rate',
+    [
+        (['--representation', 'bilinear', '--ratio', '0.2'], ('ratio', 0.2)),
+        (['--representation', 'sigmoid', '--bits', '14', '--effort', '0.1'], ('bits_per_weight', 14)),
+    ],
+)
+def test_writes_file_config_and_report(compress, runner_checkpoint, tmp_path, capsys, arguments, rate):
+    assert compress('--out', 'out', *arguments) is None
+    stem = runner_checkpoint.stem
+    assert files(tmp_path / 'out') == [f'{stem}.json', f'{stem}.py', f'{stem}.riem']
+    report = json.loads((tmp_path / 'out' / f'{stem}.json').read_text())
+    riem = tmp_path / 'out' / f'{stem}.riem'
+    totals = report['totals']
+    assert totals['bytes'] == riem.stat().st_size
+    key, most = rate
+    assert 0.8 * most < totals[key] <= most
+    weights = read_checkpoint(runner_checkpoint).state_dict
+    assert totals['bytes_fp32'] == 4 * sum(x.numel() for x in weights.values() if x.is_floating_point())
+    decoded = container.read(riem).decode()
+    for entry in report['weights']:
+        before, after = weights[entry['name']].double(), decoded[entry['name']].double()
+        error = float((before - after).abs().mean() / before.std(unbiased=False))
+        assert entry['shape'] == list(before.shape)
+        assert entry['relative_error'] == pytest.approx(error, rel=1e-6, abs=1e-12)
+    assert {entry['representation'] for entry in report['weights']} == {arguments[1], 'dense'}
+    printed = capsys.readouterr().out
+    assert 'backbone' in printed and f'{totals["bytes"]:,} bytes' in printed
+
+
+def test_the_written_config_evaluates_the_file(compress, call_here, tools, tmp_path, capsys):
+    assert compress('--out', 'a/b.riem', '--representation', 'bilinear', '--ratio', '0.6') is None
+    assert call_here(tools / 'test.py', 'a/b.py', 'a/b.riem', '--work-dir', 'w') is None
+    assert 'coco/bbox_mAP: ' in capsys.readouterr().out
+    assert call_here(tools / 'test.py', 'a/b.py', 'a/missing.riem', '--work-dir', 'w').startswith('error: ')
+
+
+def test_the_written_config_downloads_nothing(call_here, tools, tiny_config, runner_checkpoint, tmp_path):
+    options = ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=torchvision://resnet18']
+    arguments = ['--out', 'o.riem', '--representation', 'bilinear', '--cfg-options', *options]
+    assert call_here(tools / 'compress.py', tiny_config, runner_checkpoint, *arguments) is None
+    assert 'torchvision' not in (tmp_path / 'o.py').read_text()
+
+
+def test_two_processes_same_bytes_and_same_weights(call, tools, tiny_config, runner_checkpoint, tmp_path):
+    for name, threads in (('one', 1), ('two', 2)):
+        done = call(
+            tools / 'compress.py',
+            tiny_config,
+            runner_checkpoint,
+            *('--out', tmp_path / f'{name}.riem', '--ratio', '0.5', '--effort', '0.1', '--threads', threads),
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'one.riem').read_bytes() == (tmp_path / 'two.riem').read_bytes()
+    program = (
+        'import sys, hashlib; from mmriem.core import container\n'
+        'for x in container.read(sys.argv[1]).decode().values(): print(hashlib.sha256(x.numpy().tobytes()).hexdigest())'
+    )
+    prints = {
+        subprocess.run(
+            [sys.executable, '-c', program, tmp_path / 'one.riem'],
+            env={**os.environ, 'OMP_NUM_THREADS': threads},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for threads in ('1', '2')
+    }
+    assert len(prints) == 1 and prints.pop()
+
+
+def test_existing_outputs_stay_without_force(compress, tmp_path):
+    (tmp_path / 'o.py').write_text('mine')
+    error = compress('--out', 'o.riem', '--representation', 'bilinear')
+    assert error.startswith('error: o.py: expected no file of that name') and '--force' in error
+    assert files(tmp_path) == ['o.py'] and (tmp_path / 'o.py').read_text() == 'mine'
+    assert compress('--out', 'o.riem', '--representation', 'bilinear', '--force') is None
+    assert 'mmriem.engine' in (tmp_path / 'o.py').read_text()
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--ratio', '0.0001'], ['budget', 'larger ratio']),
+        (['--ratio', '1.5'], ['ratio', '1.5']),
+        (['--bits', '-1'], ['bits', '-1']),
+        (['--include', 'backbon.*'], ["'backbon.*'", 'backbone.']),
+        (['--state-bits', '9'], ['state bits', '9']),
+        (['--seeds', '0'], ['seeds', '0']),
+        (['--device', 'cuda:7'], ['--device cuda:7', '--device cpu']),
+        (['--cfg-options', 'model.backbone.depth.x=1'], ['--cfg-options']),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_write_nothing(compress, tmp_path, arguments, words):
+    error = compress('--out', 'o.riem', *arguments)
+    assert error.startswith('error: ') and '\n' not in error
+    assert all(word in error for word in words)
+    assert not list(tmp_path.rglob('*.riem'))
+
+
+class Shell:
+    def __reduce__(self):
+        return os.system, ('touch ran',)
+
+
+def test_wrong_checkpoints(call_here, tools, tiny_config, runner_checkpoint, tmp_path):
+    state_dict = read_checkpoint(runner_checkpoint).state_dict
+    torch.save({**state_dict, 'more': torch.zeros(3)}, tmp_path / 'other.pth')
+    torch.save({'state_dict': state_dict, 'meta': {'hook': Shell()}}, tmp_path / 'code.pth')
+    broken = {key: x * float('nan') if key == 'backbone.layer4.0.conv1.weight' else x for key, x in state_dict.items()}
+    torch.save(broken, tmp_path / 'nan.pth')
+    for name, words in (
+        ('other.pth', ['unexpected', 'more']),
+        ('code.pth', ['system', '--trust-checkpoint']),
+        ('nan.pth', ['backbone.layer4.0.conv1.weight', 'NaN']),
+        ('missing.pth', ['missing.pth']),
+    ):
+        error = call_here(tools / 'compress.py', tiny_config, tmp_path / name, '--out', 'o.riem')
+        assert error.startswith('error: ') and '\n' not in error
+        assert all(word in error for word in words), error
+    assert not (tmp_path / 'ran').exists() and not list(tmp_path.rglob('*.riem'))
+
+
+def test_runner_checkpoint_and_plain_state_dict_give_the_same_weights(
+    call_here, tools, tiny_config, runner_checkpoint, tmp_path
+):
+    content = torch.load(runner_checkpoint, weights_only=False)
+    assert 'message_hub' in content
+    content['meta']['score'] = np.float64(0.5)
+    torch.save(content, tmp_path / 'runner.pth')
+    torch.save(content['state_dict'], tmp_path / 'plain.pth')
+    for name in ('runner', 'plain'):
+        arguments = ['--out', f'{name}.riem', '--representation', 'bilinear']
+        assert call_here(tools / 'compress.py', tiny_config, tmp_path / f'{name}.pth', *arguments) is None
+    runner, plain = (container.read(tmp_path / f'{name}.riem').decode() for name in ('runner', 'plain'))
+    assert list(runner) == list(plain) and all(torch.equal(runner[key], plain[key]) for key in runner)
+
+
+def test_damaged_files_are_one_line(call, tools, tiny_config, riem_file, tmp_path):
+    data = riem_file.read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    damaged = {
+        'flipped': bytes(flipped),
+        'cut': data[: len(data) // 3],
+        'empty': b'',
+        'pickled': pickle.dumps({'state_dict': {}}),
+    }
+    for name, content in damaged.items():
+        (tmp_path / f'{name}.riem').write_bytes(content)
+    script = tmp_path / 'all.py'
+    script.write_text(
+        'import runpy, sys\n'
+        'test, config, *paths = sys.argv[1:]\n'
+        'for path in paths:\n'
+        "    sys.argv = [test, config, path, '--work-dir', 'w']\n"
+        '    try:\n'
+        "        runpy.run_path(test, run_name='__main__')\n"
+        "        print('passed', path, file=sys.stderr)\n"
+        '    except SystemExit as end:\n'
+        '        print(end.code, file=sys.stderr)\n'
+    )
+    paths = [tmp_path / f'{name}.riem' for name in damaged]
+    done = call(script, tools / 'test.py', tiny_config, *paths, cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith(('error: ', 'passed'))]
+    assert len(errors) == len(damaged) and 'Traceback' not in done.stderr
+    assert all(line.startswith(f'error: {path}') for line, path in zip(errors, paths))
+
+
+def test_interrupted_leaves_nothing(tools, tiny_config, runner_checkpoint, tmp_path):
+    command = [sys.executable, tools / 'compress.py', tiny_config, runner_checkpoint]
+    process = subprocess.Popen(
+        [*map(str, command), '--out', 'o', '--effort', '1000'], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'o').exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert 'interrupted: nothing was written' in printed and 'Traceback' not in printed
+    assert not list((tmp_path / 'o').iterdir())
+
+
+def test_stock_config_of_the_wheel(call_here, tools, tmp_path):
+    from mmriem.engine.config import read_config
+    from mmriem.engine.detector import build_detector
+
+    name = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    smaller = {'model.backbone.widen_factor': 0.125, 'model.neck.in_channels': [32, 64, 128]}
+    smaller.update({'model.neck.out_channels': 32, 'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 32})
+    torch.manual_seed(0)
+    detector = build_detector(read_config(name, smaller))
+    torch.save(detector.state_dict(), tmp_path / 'c.pth')
+    options = [f'{key}={value}'.replace(' ', '') for key, value in smaller.items()]
+    arguments = ['--representation', 'bilinear', '--out', 'o.riem', '--cfg-options', *options]
+    assert call_here(tools / 'compress.py', name, 'c.pth', *arguments) is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    wanted = [key for key, x in detector.named_parameters() if x.ndim >= 2 and x.numel() >= 512]
+    assert [entry['name'] for entry in report['weights']] == wanted
+    assert len(container.read(tmp_path / 'o.riem').dataset_meta['classes']) == 80
