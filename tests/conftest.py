@@ -211,6 +211,8 @@ def call_here(monkeypatch, tmp_path):
     """Run a tool in this process, in `tmp_path`; gives what it hands to `sys.exit`, else None."""
     from mmengine.runner import CheckpointLoader
 
+    import mmriem.engine  # noqa: F401  (its scheme must outlast the test, which restores the schemes)
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())

@@ -114,8 +114,8 @@ def row(detector: str, method: str, asked: Any, report: dict | None, metrics: di
         'ratio asked': asked,
         'bytes': size,
         'ratio': report['totals']['ratio'] if report else 1.0,
-        'mAP': metrics['coco/bbox_mAP'],
-        'AP50': metrics['coco/bbox_mAP_50'],
+        'mAP': metrics.get('coco/bbox_mAP', 0.0),  # mmdet gives no figures where nothing is detected at all
+        'AP50': metrics.get('coco/bbox_mAP_50', 0.0),
         'SNR dB': f'{statistics.median(signal):.1f}' if signal else '-',
         'fit s': f'{report["totals"]["wall_seconds"]:.0f}' if report else '-',
         'test s': metrics['seconds'],

@@ -8,6 +8,7 @@ metric that the other one induces, so that rounding errors compensate each other
 
 from __future__ import annotations
 
+import math
 from typing import Any, Optional
 
 import torch
@@ -19,6 +20,10 @@ from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed
 from .representation import Progress, Representation, check_settings, check_weight, register
 
 MAX_RANK = 1 << 16
+BOUNDS = {'rank': (1, MAX_RANK), 'state_bits': STATE_BITS}
+EXPONENTS = (-80, 80)
+ORDINARY_EXPONENT = 6
+"""Weights of a root mean square of ``4**-6`` to ``4**6`` have states whose grids are normal float16 numbers."""
 CANDIDATE_BITS = (4, 5, 6, 7, 8)
 """State bits that are tried where the settings leave them open."""
 REFINEMENTS = 2
@@ -27,15 +32,19 @@ REFINEMENTS = 2
 
 @register
 class Bilinear(Representation):
-    """Quantised states ``q`` ``(out, rank)`` and ``p`` ``(in, rank)`` with a grid each."""
+    """Quantised states ``q`` ``(out, rank)`` and ``p`` ``(in, rank)`` with a grid each.
+
+    The grids, float16 in the file, hold the states in units of ``2**exponent``, so that weights of any scale fit.
+    """
 
     name = 'bilinear'
     state_names = ('q', 'p')
 
-    def __init__(self, q_codes: Tensor, p_codes: Tensor, q_grid: Grid, p_grid: Grid) -> None:
+    def __init__(self, q_codes: Tensor, p_codes: Tensor, q_grid: Grid, p_grid: Grid, exponent: int) -> None:
         self.shape = (q_codes.shape[0], p_codes.shape[0])
         self._codes = (q_codes, p_codes)
         self._grids = (q_grid, p_grid)
+        self._exponent = exponent
 
     @classmethod
     def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> Optional[dict[str, Any]]:
@@ -44,10 +53,12 @@ class Bilinear(Representation):
         state_bits = options.get('state_bits') or 0
         if not state_bits:
             return {'budget': bits} if _highest_rank(shape, bits, min(CANDIDATE_BITS)) else None
-        rank = options.get('rank') or _highest_rank(shape, bits, state_bits)
+        rank = min(options.get('rank') or _highest_rank(shape, bits, state_bits), min(shape))
         if rank < 1 or _payload_bits(shape, rank, state_bits) > bits:
             return None
-        return {'rank': rank, 'state_bits': state_bits}
+        settings = {'rank': rank, 'state_bits': state_bits}
+        check_settings(cls.name, settings, BOUNDS)
+        return settings
 
     @classmethod
     def planned_bits(cls, shape: tuple[int, int], settings: dict[str, Any]) -> int:
@@ -70,27 +81,47 @@ class Bilinear(Representation):
     ) -> Bilinear:
         """Closed form, so ``seed``, ``seeds`` and ``effort`` change nothing. See :class:`Representation`."""
         check_weight(weight, input_metric, output_weights)
-        weight = weight.detach().float()
-        root = _square_root(input_metric, weight)
-        scale = _row_scale(output_weights, weight)
-        left, singular, right = torch.linalg.svd(scale[:, None] * weight @ root, full_matrices=False)
-        best, best_error = None, float('inf')
+        check_settings(cls.name, settings, {'budget': (1, 1 << 62)} if 'budget' in settings else BOUNDS)
+        exponent = _exponent(weight)
+        weight = (weight.detach().double() * 4.0**-exponent).float()
+        metric = _of_unit_mean(input_metric, weight.device)
+        root = None if metric is None else _square_root(metric)
+        row_weights = _row_weights(output_weights, weight)
+        scale = row_weights.sqrt()
+        whitened = scale[:, None] * weight
+        left, singular, right = torch.linalg.svd(whitened if root is None else whitened @ root, full_matrices=False)
+        best, best_error = None, math.inf
         candidates = _candidates(tuple(weight.shape), settings)
+        if not candidates:
+            raise RiemError(f'a budget of {settings["budget"]} bits is too small for a matrix of {tuple(weight.shape)}')
         for number, (rank, bits, _) in enumerate(candidates):
+            if progress:
+                progress(number / len(candidates))
+            if float(singular[rank:].square().sum()) > best_error:
+                continue  # cutting off that much is worse than all of an earlier one's errors
             balance = singular[:rank].sqrt()
             q = left[:, :rank] * balance / scale[:, None]
-            p = torch.linalg.solve_triangular(root.T, right[:rank].T * balance, upper=True)
-            fitted = cls._round(weight, q, p, bits, input_metric, scale**2)
-            error = weighted_error(weight.cpu(), fitted.decode(), input_metric, output_weights)
+            p = right[:rank].T * balance
+            if root is not None:
+                p = torch.linalg.solve_triangular(root.T, p, upper=True)
+            fitted = cls._round(weight, q, p, bits, metric, row_weights, exponent)
+            error = weighted_error(weight.cpu(), fitted.decode().double() * 4.0**-exponent, metric, row_weights)
             if error < best_error:
                 best, best_error = fitted, error
-            if progress:
-                progress((number + 1) / len(candidates))
+        if progress:
+            progress(1.0)
         return best
 
     @classmethod
     def _round(
-        cls, weight: Tensor, q: Tensor, p: Tensor, bits: int, metric: Optional[Tensor], row_weights: Tensor
+        cls,
+        weight: Tensor,
+        q: Tensor,
+        p: Tensor,
+        bits: int,
+        metric: Optional[Tensor],
+        row_weights: Tensor,
+        exponent: int,
     ) -> Bilinear:
         q_grid, p_grid = Grid.between(q, bits), Grid.between(p, bits)
         q_codes, p_codes = q_grid.nearest(q), p_grid.nearest(p)
@@ -98,18 +129,20 @@ class Bilinear(Representation):
         for _ in range(REFINEMENTS):
             # given q, the best p solves (q^T g q) p_j = q^T g w_j, whatever the input metric
             q = q_grid.values(q_codes)
-            p_codes = _round_solution(q.T * row_weights @ q, q.T * row_weights @ weight, p_grid)
+            through = q.T * row_weights
+            p_codes = _round_solution(through.double() @ q.double(), through @ weight, p_grid)
             p = p_grid.values(p_codes)
             through = p.T if metric is None else p.T @ metric.to(p)
-            q_codes = _round_solution(through @ p, p.T @ weighted.T, q_grid)
-        return cls(q_codes.cpu(), p_codes.cpu(), q_grid.cpu(), p_grid.cpu())
+            q_codes = _round_solution(through.double() @ p.double(), p.T @ weighted.T, q_grid)
+        return cls(q_codes.cpu(), p_codes.cpu(), q_grid.cpu(), p_grid.cpu(), exponent)
 
     @property
     def symbols(self) -> int:
         return sum(codes.numel() for codes in self._codes)
 
     def settings(self) -> dict[str, Any]:
-        return {'rank': self._codes[0].shape[1], 'state_bits': self._grids[0].bits}
+        exponent = {'exponent': self._exponent} if self._exponent else {}
+        return {'rank': self._codes[0].shape[1], 'state_bits': self._grids[0].bits, **exponent}
 
     def to_payload(self) -> bytes:
         pieces = [float_bytes(x, '<f2') for grid in self._grids for x in (grid.low, grid.step)]
@@ -117,15 +150,17 @@ class Bilinear(Representation):
 
     @classmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Bilinear:
-        check_settings(cls.name, settings, {'rank': (1, MAX_RANK), 'state_bits': STATE_BITS})
-        rank, bits = settings['rank'], settings['state_bits']
+        scaled = isinstance(settings, dict) and 'exponent' in settings
+        check_settings(cls.name, settings, {**BOUNDS, 'exponent': EXPONENTS} if scaled else BOUNDS)
+        rank, bits, exponent = settings['rank'], settings['state_bits'], settings.get('exponent', 0)
         reader = PayloadReader(payload, _payload_bits(shape, rank, bits) // 8)
         low_q, step_q, low_p, step_p = (reader.floats('<f2', (rank,)) for _ in range(4))
         q_codes, p_codes = (reader.integers(bits, (neurons, rank)) for neurons in shape)
-        return cls(q_codes, p_codes, Grid(low_q, step_q, bits), Grid(low_p, step_p, bits))
+        return cls(q_codes, p_codes, Grid(low_q, step_q, bits), Grid(low_p, step_p, bits), exponent)
 
     def states(self) -> dict[str, Tensor]:
-        return {key: grid.values(codes) for key, grid, codes in zip('qp', self._grids, self._codes)}
+        unit = 2.0**self._exponent
+        return {key: grid.values(codes) * unit for key, grid, codes in zip('qp', self._grids, self._codes)}
 
     def decode(self) -> Tensor:
         states = self.states()
@@ -176,24 +211,37 @@ def _highest_rank(shape: tuple[int, int], budget: float, bits: int) -> int:
     return rank
 
 
-def _square_root(metric: Optional[Tensor], weight: Tensor) -> Tensor:
-    """Lower triangular ``L`` with ``L L^T`` equal to the metric, slightly damped so that it exists."""
-    size = weight.shape[1]
+def _exponent(weight: Tensor) -> int:
+    """Binary exponent of the unit in which the states of ``weight`` are about 1; 0 where float16 holds them as well."""
+    power = float(weight.double().square().mean())
+    exponent = round(math.log2(power) / 4) if power else 0
+    return exponent if abs(exponent) > ORDINARY_EXPONENT else 0
+
+
+def _of_unit_mean(metric: Optional[Tensor], device: torch.device) -> Optional[Tensor]:
+    """The metric in float64 with a diagonal of mean 1, which changes no minimum; None for None."""
     if metric is None:
-        return torch.eye(size, device=weight.device)
-    damped = metric.detach().to(weight.device, torch.float64, copy=True)
-    damped.diagonal().add_(1e-6 * damped.diagonal().mean() + 1e-30)
+        return None
+    metric = metric.detach().to(device, torch.float64)
+    return metric / metric.diagonal().mean().clamp_min(1e-300)
+
+
+def _square_root(metric: Tensor) -> Tensor:
+    """Lower triangular ``L`` with ``L L^T`` equal to a metric of unit mean, slightly damped so that it exists."""
+    damped = metric.clone()
+    damped.diagonal().add_(1e-6)
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         raise RiemError('the input metric is not positive semi-definite')
     return lower.float()
 
 
-def _row_scale(output_weights: Optional[Tensor], weight: Tensor) -> Tensor:
+def _row_weights(output_weights: Optional[Tensor], weight: Tensor) -> Tensor:
+    """Weights of the rows, of mean 1; none so small that the states of its row become noise."""
     if output_weights is None:
         return torch.ones(len(weight), device=weight.device)
-    weights = output_weights.detach().to(weight)
-    return weights.clamp_min(1e-12 * float(weights.max()) + 1e-30).sqrt()
+    weights = output_weights.detach().to(weight.device, torch.float64)
+    return (weights / weights.mean().clamp_min(1e-300)).clamp_min(1e-6).float()
 
 
 def _round_solution(gram: Tensor, right_side: Tensor, grid: Grid) -> Tensor:

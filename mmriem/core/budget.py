@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -12,13 +13,17 @@ from .surgery import WeightView
 
 DENSE_BITS = 16
 """Bits of an element that stays dense."""
-RECORD_BITS = 8 * 110
+RECORD_BITS = 8 * 84
 """Side information of one weight in the file: two SHA-256, name, shape, settings; measured, a little above."""
+MANIFEST_BITS = 8 * 250
+"""What the records of all weights take together beyond that: names of settings, before compression finds repeats."""
 MIN_NEURONS = 17
 """A matrix with fewer rows or columns (a depthwise kernel, a box regressor) has too few weights for each neuron to
 share: states save little there and cost much accuracy, so it stays dense while the budget allows it."""
 MAX_DENSE_SHARE = 0.25
 """Share of the budget that such matrices may take."""
+STEPS = (0.1, 0.3)
+"""How much larger a weight's states may get by what rounding left over: first fine steps, then those of small weights."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def allocate(
     while True:
         represented = [view for view in views if view.name not in dense]
         left = available - sum(DENSE_BITS * _numel(view) for view in views if view.name in dense)
-        left -= RECORD_BITS * len(represented)
+        left -= MANIFEST_BITS + RECORD_BITS * len(represented)
         elements = sum(_numel(view) for view in represented)
         if not represented or left <= 0:
             raise RiemError(
@@ -116,10 +121,11 @@ def _spend(
 ) -> list[Plan]:
     """Give each weight, largest first, the next larger configuration while the rest of the budget allows it."""
     spent = dict(enumerate(plans))
-    for number in sorted(spent, key=lambda number: -_numel(plans[number].view)):
+    largest_first = sorted(spent, key=lambda number: -_numel(plans[number].view))
+    for step, number in itertools.product(STEPS, largest_first):
         plan = spent[number]
         fixed = {**options, 'state_bits': plan.settings.get('state_bits') or options.get('state_bits')}
-        limit = plan.bits + min(left, 0.1 * plan.bits)
+        limit = plan.bits + min(left, step * plan.bits)
         larger = _plan(plan.view, representation, limit, fixed)
         if larger.settings is not None and plan.bits < larger.bits <= limit:
             left -= larger.bits - plan.bits

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .budget import Plan, allocate, target_bits
 from .container import Archive, WeightRecord
+from .dense import store
 from .errors import RiemError
 from .manifest import Source
 from .representation import Representation, get_representation
@@ -61,6 +62,8 @@ class Settings:
             raise RiemError(f'shifts: expected 1 to 64, found {self.shifts}')
         if self.seeds < 1:
             raise RiemError(f'seeds: expected at least 1, found {self.seeds}')
+        if not 0 <= self.seed < 1 << 63:
+            raise RiemError(f'seed: expected 0 to {(1 << 63) - 1}, found {self.seed}')
         if not 0 < self.effort < math.inf:
             raise RiemError(f'effort: expected a number above 0, found {self.effort}')
 
@@ -134,6 +137,11 @@ def _plan(
     ).to_bytes()
     weight_numel = sum(math.prod(view.shape) for view in views)
     wanted = target_bits(_numel(state_dict), weight_numel, settings.ratio, settings.bits)
+    if wanted <= 8 * len(frame):
+        raise RiemError(
+            f'budget: expected room for the {len(frame)} bytes of what stays dense, found {wanted / 8:.0f} bytes '
+            'for the whole file; ask for a larger ratio or more bits, or compress more of the weights'
+        )
     representation = get_representation(settings.representation)
     options = {'state_bits': settings.state_bits, 'shifts': settings.shifts}
     return allocate(views, representation, wanted - 8 * len(frame), options)
@@ -195,7 +203,8 @@ def _fit(
 ) -> _Fitted:
     started = time.perf_counter()
     if plan.settings is None:
-        return _Fitted(plan.view, None, tensor.half().float(), plan.bits, 0.0)
+        stored = store(plan.view.name, tensor)
+        return _Fitted(plan.view, None, stored.decode(), 8 * stored.layout.n_bytes, 0.0)
     matrix = plan.view.to_matrix(tensor).to(device)
     try:
         encoded: Representation = get_representation(settings.representation).fit(

@@ -19,6 +19,8 @@ from .errors import RiemError
 
 STATE_BITS = (2, 8)
 """Fewest and most bits of a quantised state."""
+BLOCK = 64
+"""Columns that are rounded before their errors are passed on to all columns still to come, in one product."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,27 @@ class Grid:
         scaled = metric * self.step[:, None] * self.step
         lower, failed = torch.linalg.cholesky_ex(scaled)
         position = (target - self.low) / self.step
-        codes, error = torch.zeros_like(position), torch.zeros_like(position)
-        for d in range(position.shape[1] - 1, -1, -1):
-            pull = (lower[:, d + 1 :, d] * error[:, d + 1 :]).sum(1) / lower[:, d, d]
-            wanted = position[:, d] + pull
-            codes[:, d] = self._clamp(wanted.round())
-            error[:, d] = position[:, d] - codes[:, d]
+        codes, error, pull = (torch.zeros_like(position) for _ in range(3))
+        for stop in range(position.shape[1], 0, -BLOCK):
+            start = max(0, stop - BLOCK)
+            for d in range(stop - 1, start - 1, -1):
+                within = _row_products(error[:, d + 1 : stop], lower[:, d + 1 : stop, d : d + 1])[:, 0]
+                wanted = position[:, d] + (pull[:, d] + within) / lower[:, d, d]
+                codes[:, d] = self._clamp(wanted.round())
+                error[:, d] = position[:, d] - codes[:, d]
+            pull[:, :start] += _row_products(error[:, start:stop], lower[:, start:stop, :start])
         codes = torch.where((failed == 0)[:, None], codes, self._clamp(position.round()))
         return codes.nan_to_num(0).to(torch.uint8)
 
     def _clamp(self, codes: Tensor) -> Tensor:
         return codes.clamp_(0, 2**self.bits - 1)
+
+
+def _row_products(rows: Tensor, matrices: Tensor) -> Tensor:
+    """``rows[n] @ matrices[n]``: ``(n, k)``, ``(n, k, m)`` or ``(1, k, m)`` to ``(n, m)``."""
+    if len(matrices) == 1:
+        return rows @ matrices[0]
+    return torch.bmm(rows[:, None], matrices)[:, 0]
 
 
 def packed_bytes(count: int, bits: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Optional
 from torch import Tensor
 
 from .errors import RiemError
+from .framing import brief
 
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
@@ -142,14 +143,18 @@ def check_weight(weight: Tensor, input_metric: Optional[Tensor], output_weights:
         raise RiemError(f'the input metric has shape {tuple(input_metric.shape)}, expected {(inputs, inputs)}')
     if output_weights is not None and tuple(output_weights.shape) != (out,):
         raise RiemError(f'the output weights have shape {tuple(output_weights.shape)}, expected {(out,)}')
+    if input_metric is not None and not (input_metric.isfinite().all() and (input_metric.diagonal() >= 0).all()):
+        raise RiemError('the input metric: expected finite values and a non-negative diagonal, found others')
+    if output_weights is not None and not (output_weights.isfinite() & (output_weights >= 0)).all():
+        raise RiemError('the output weights: expected finite non-negative values, found others')
 
 
 def check_settings(name: str, settings: dict[str, Any], bounds: dict[str, tuple[int, int]]) -> None:
     """Raise :class:`RiemError` unless ``settings`` has exactly the integer keys of ``bounds``, within them."""
     if not isinstance(settings, dict) or set(settings) != set(bounds):
-        found = sorted(settings) if isinstance(settings, dict) else settings
-        raise RiemError(f'settings of {name!r}: expected the keys {sorted(bounds)}, found {found}')
+        found = list(settings) if isinstance(settings, dict) else settings
+        raise RiemError(f'settings of {name!r}: expected the keys {sorted(bounds)}, found {brief(found)}')
     for key, (low, high) in bounds.items():
         value = settings[key]
         if type(value) is not int or not low <= value <= high:
-            raise RiemError(f'setting {key!r} of {name!r}: expected an integer of {low} to {high}, found {value!r}')
+            raise RiemError(f'setting {key!r} of {name!r}: expected an integer of {low} to {high}, found {brief(value)}')

@@ -29,11 +29,14 @@ from .errors import RiemError
 from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed_bytes
 from .representation import Progress, Representation, check_settings, check_weight, register
 
-TILE = (64, 128)
+TILE = (64, 64)
 """Most rows and columns of a tile. Larger tiles cost more for each weight and fit no better."""
 METRIC_BITS = 8
-MAX_EXPONENT = 30.0
-"""Bound of ``|u|`` and ``|v|``: beyond it a sigmoid is 0 or 1 in float32, and ``exp(2 * 30)`` is finite."""
+MAX_EXPONENT = 80.0
+"""Bound of ``|u|`` and ``|v|``, so that each of ``a`` and ``b`` is a finite normal float32 number other than 0; where
+their product overflows, the sigmoid is 0."""
+MAX_ARGUMENTS = 1 << 26
+"""Most sigmoid arguments of the neurons on one side of a tile: bounds the memory that a hostile file can ask for."""
 SWEEPS = 40
 """Alternating sweeps at effort 1."""
 METRIC_STEPS = 8
@@ -95,7 +98,7 @@ class Sigmoid(Representation):
             dmu = options.get('dmu') or _matching_dmu(dq, fixed['shifts'])
             settings = {'dq': dq, 'dmu': dmu, **fixed}
             if payload_bits(shape, settings) <= bits:
-                check_settings(cls.name, settings, BOUNDS)
+                _check_shape(shape, settings)
                 return settings
             if options.get('dq'):
                 return None
@@ -124,7 +127,7 @@ class Sigmoid(Representation):
         Of the input metric the diagonal is used: the states of a tile see only its own columns.
         """
         check_weight(weight, input_metric, output_weights)
-        check_settings(cls.name, settings, BOUNDS)
+        _check_shape(tuple(weight.shape), settings)
         pair_weights = _pair_weights(tuple(weight.shape), input_metric, output_weights, weight.device)
         sweeps = max(4, round(SWEEPS * effort))
         trial = max(3, sweeps // 5)
@@ -168,9 +171,7 @@ class Sigmoid(Representation):
 
     @classmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Sigmoid:
-        check_settings(cls.name, settings, BOUNDS)
-        if settings['row_blocks'] > shape[0] or settings['col_blocks'] > shape[1]:
-            raise RiemError(f"settings of 'sigmoid': more blocks than neurons in a weight matrix of shape {shape}")
+        _check_shape(shape, settings)
         reader = PayloadReader(payload, payload_bits(shape, settings) // 8)
         dq, dmu, shifts, bits = (settings[key] for key in ('dq', 'dmu', 'shifts', 'state_bits'))
         grids = {
@@ -233,6 +234,19 @@ def payload_bits(shape: tuple[int, int], settings: dict[str, Any]) -> int:
     return 8 * (states + grids + shifts * dmu * dq + 2 * shifts * dmu + 4 * dmu + 4)
 
 
+def _check_shape(shape: tuple[int, int], settings: dict[str, Any]) -> None:
+    """Raise :class:`RiemError` unless the settings are valid, and for a matrix of this shape."""
+    check_settings(Sigmoid.name, settings, BOUNDS)
+    blocks = (settings['row_blocks'], settings['col_blocks'])
+    if any(count > neurons for count, neurons in zip(blocks, shape)):
+        raise RiemError(f"settings of 'sigmoid': more blocks than neurons in a weight matrix of shape {shape}")
+    widest = max(math.ceil(neurons / count) for count, neurons in zip(blocks, shape))
+    if (arguments := widest * settings['shifts'] * settings['dmu']) > MAX_ARGUMENTS:
+        raise RiemError(
+            f"settings of 'sigmoid': expected at most {MAX_ARGUMENTS} arguments in a tile, found {arguments}"
+        )
+
+
 def _state_rows(shape: tuple[int, int], settings: dict[str, Any]) -> int:
     return settings['col_blocks'] * shape[0] + settings['row_blocks'] * shape[1]
 
@@ -283,22 +297,23 @@ def _tiles(q: Tensor, p: Tensor) -> Iterator[tuple[int, slice, int, slice]]:
 
 def _evaluate(q: Tensor, p: Tensor, metric: Tensor, b: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """The weight matrix in a fixed order of exactly rounded operations."""
-    wide = q.shape[-1]
-    u = exact.product(q.reshape(-1, wide), metric.reshape(-1, wide)) + b.reshape(-1).double()
-    v = exact.product(p.reshape(-1, wide), _shifted(metric))
-    a_rows, a_columns = (
-        exact.exponential(-x.clamp(-MAX_EXPONENT, MAX_EXPONENT)).float().T.reshape(-1, *states.shape[:2])
-        for x, states in ((u, q), (v, p))
-    )
+    rows_map, columns_map = metric.reshape(-1, metric.shape[-1]), _shifted(metric)
     mixing = w.repeat(metric.shape[0])
     weight = q.new_empty(q.shape[1], p.shape[1])
     for i, rows, j, columns in _tiles(q, p):
-        total = c.expand(rows.stop - rows.start, columns.stop - columns.start).clone()
+        a_rows = _exact_decay(exact.product(q[j, rows], rows_map) + b.reshape(-1).double())
+        a_columns = _exact_decay(exact.product(p[i, columns], columns_map))
+        total = c.expand(a_rows.shape[1], a_columns.shape[1]).clone()
         for unit in range(len(mixing)):
-            term = a_rows[unit, j, rows, None] * a_columns[unit, i, columns]
+            term = a_rows[unit, :, None] * a_columns[unit]
             total += torch.div(mixing[unit], term.add_(1), out=term)
         weight[rows, columns] = total
     return weight
+
+
+def _exact_decay(arguments: Tensor) -> Tensor:
+    """``exp(-x)`` as float32 ``(U, n)`` of float64 ``(n, U)``."""
+    return exact.exponential(-arguments.clamp(-MAX_EXPONENT, MAX_EXPONENT)).float().T.contiguous()
 
 
 class _Regenerate(torch.autograd.Function):
@@ -345,6 +360,11 @@ def _sigmoids(row_arguments: Tensor, column_decay: Tensor) -> Tensor:
     return (_decay(row_arguments)[:, None] * column_decay).add_(1).reciprocal_()
 
 
+def _slopes(sigmoids: Tensor, mixing: Tensor) -> Tensor:
+    """``w s (1 - s)`` in the memory of the sigmoids: a fresh temporary would cost more than the arithmetic."""
+    return torch.addcmul(sigmoids, sigmoids, sigmoids, value=-1, out=sigmoids).mul_(mixing)
+
+
 class _Tile:
     """One tile at given states: sigmoids and gradients. ``q`` ``(R, Dq)``, ``p`` ``(C, Dq)``."""
 
@@ -359,7 +379,7 @@ class _Tile:
         shifts, dmu, dq = self.shape
         s = self.sigmoids
         w_gradient = torch.mv(s.reshape(-1, s.shape[-1]).T, upstream.reshape(-1)).view(shifts, dmu).sum(0)
-        slopes = (1 - s).mul_(s).mul_(self.mixing).mul_(upstream[..., None])
+        slopes = _slopes(s, self.mixing).mul_(upstream[..., None])
         by_row, by_column = slopes.sum(1), slopes.sum(0)
         metric_gradient = (by_row.T @ self.q).view(shifts, dmu, dq).clone()
         shifted_gradient = (by_column.T @ self.p).view(shifts, dmu, dq)
@@ -406,7 +426,7 @@ class _Side:
         """Error ``(n,)``, gradient ``(n, Dq)`` and Gauss-Newton matrix ``(n, Dq, Dq)`` at ``states``."""
         sigmoids = _sigmoids(states @ self.linear.T + self.offset, self.decay)
         residual = self._residual(sigmoids)
-        slopes = (1 - sigmoids).mul_(sigmoids).mul_(self.mixing)
+        slopes = _slopes(sigmoids, self.mixing)
         if self.scale is not None:
             slopes.mul_(self.scale[..., None])
         jacobian = (slopes.view(-1, slopes.shape[-1]) @ self.linear).view(*residual.shape, -1)
@@ -456,12 +476,12 @@ def _round(side: _Side, states: Tensor, grid: Grid) -> Tensor:
 
 
 class _Fit:
-    """The running fit of one matrix from one random start; the target has unit standard deviation."""
+    """The running fit of one matrix from one random start; the target has mean 0 and standard deviation 1."""
 
     def __init__(self, weight: Tensor, settings: dict[str, Any], pair_weights: Optional[Tensor], seed: int) -> None:
-        weight, device = weight.detach().float(), weight.device
-        self.spread = float(weight.std(unbiased=False)) or 1.0
-        self.target = weight / self.spread
+        weight, device = weight.detach().double(), weight.device
+        self.mean, self.spread = float(weight.mean()), float(weight.std(unbiased=False))
+        self.target = ((weight - self.mean) / (self.spread or 1.0)).float()
         self.target_t = self.target.T.contiguous()
         self.scale = pair_weights
         self.scale_t = None if pair_weights is None else pair_weights.T.contiguous()
@@ -474,9 +494,9 @@ class _Fit:
         self.p = torch.zeros(settings['row_blocks'], inputs, dq, device=device)
         self.damping_q = torch.full(self.q.shape[:2], 0.1, device=device)
         self.damping_p = torch.full(self.p.shape[:2], 0.1, device=device)
-        start = _random_metric(dq, dmu, shifts, 0.5 if self.bits >= 8 else 1.0, generator)
+        start = _random_metric(dq, dmu, shifts, 0.7 if self.bits >= 8 else 1.0, generator)
         self.metric = [parameter.to(device) for parameter in start]
-        self.optimiser = torch.optim.Adam(self.metric, lr=3e-3, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.Adam(self.metric, lr=3e-3, betas=(0.9, 0.99), fused=True)
         self.error = math.inf
 
     def sweep(self, share: float) -> None:
@@ -515,11 +535,12 @@ class _Fit:
                 codes['q'][j, rows] = _round(self._rows(i, rows, j, columns), self.q[j, rows], grids['q'])
                 self.q[j, rows] = grids['q'].values(codes['q'][j, rows])
             advance()
+        self._solve_mixing()
         codes['M'], grids['M'] = metric_codes, metric_grid
         return Sigmoid(
             {key: value.cpu() for key, value in codes.items()},
             {key: grid.cpu() for key, grid in grids.items()},
-            *(value.cpu() for value in (self.metric[1], w * self.spread, c * self.spread)),
+            *(value.cpu() for value in (self.metric[1], w * self.spread, c * self.spread + self.mean)),
         )
 
     def _rows(self, i: int, rows: slice, j: int, columns: slice) -> _Side:
@@ -537,6 +558,26 @@ class _Fit:
         scale = None if self.scale_t is None else self.scale_t[columns, rows]
         target = self.target_t[columns, rows]
         return _Side(target, scale, _shifted(metric), b.reshape(-1), decay, w.repeat(len(metric)), c, self.ridge)
+
+    def _solve_mixing(self) -> None:
+        """The best ``w`` and ``c`` for the rounded states: a linear least-squares problem."""
+        metric, b, w, c = self.metric
+        gram = torch.zeros(len(w) + 1, len(w) + 1, dtype=torch.float64, device=w.device)
+        right = torch.zeros(len(w) + 1, dtype=torch.float64, device=w.device)
+        for i, rows, j, columns in _tiles(self.q, self.p):
+            tile = _Tile(self.q[j, rows], self.p[i, columns], metric, b, w)
+            residual = (self.target[rows, columns] - c - tile.sigmoids @ tile.mixing).reshape(-1)
+            features = tile.sigmoids.view(len(residual), len(metric), len(w)).sum(1)
+            features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+            if self.scale is not None:
+                scale = self.scale[rows, columns].reshape(-1)
+                features, residual = features * scale[:, None], residual * scale
+            gram += features.T @ features
+            right += features.T @ residual
+        gram.diagonal().add_(1e-6 * gram.diagonal().mean() + 1e-30)
+        step = torch.linalg.solve(gram, right).float()
+        w += step[:-1]
+        c += step[-1]
 
     def _learn_metric(self, i: int, rows: slice, j: int, columns: slice) -> None:
         metric, b, w, c = self.metric

@@ -1,0 +1,348 @@
+"""The pipeline: a module becomes an archive of the size asked for, and a report that is true."""
+
+import json
+import math
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from mmriem.core import container
+from mmriem.core.compress import Settings, compress
+from mmriem.core.container import Archive
+from mmriem.core.errors import RiemError
+from mmriem.core.manifest import Source
+from mmriem.core.representation import get_representation
+
+SOURCE = Source('epoch_12.pth', 'ab' * 32)
+META = {'classes': ['cat', 'dog']}
+
+
+class Net(nn.Module):
+    """Two convolutions with a norm, a weight under two names, one that is too small, one in fp64."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(24, 32, 3)
+        self.norm = nn.BatchNorm2d(32)
+        self.up = nn.ConvTranspose2d(32, 24, 2)
+        self.heads = nn.ModuleList([nn.Linear(40, 30)] * 2)
+        self.depthwise = nn.Conv2d(64, 64, 3, groups=64)
+        self.tiny = nn.Linear(5, 6)
+        self.wide = nn.Linear(36, 20).double()
+
+
+class Large(nn.Module):
+    """Weights large enough that the size of the file comes close to any budget."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(64, 96, 3),
+            nn.BatchNorm2d(96),
+            nn.Linear(256, 256),
+            *(nn.Conv2d(inputs, outputs, 1) for inputs, outputs in ((64, 64), (48, 96), (96, 48))),
+        )
+
+
+def run(model=None, on_progress=None, threads=1, **settings):
+    settings = {'effort': 0.01, **settings}
+    if not {'ratio', 'bits'} & set(settings):
+        settings['ratio'] = 0.25
+    return compress(
+        model or Net(),
+        Settings(**settings),
+        dataset_meta=META,
+        source=SOURCE,
+        threads=threads,
+        on_progress=on_progress,
+    )
+
+
+@pytest.fixture(scope='module')
+def net():
+    return Net()
+
+
+@pytest.fixture(scope='module', params=['sigmoid', 'bilinear'])
+def compressed(request, net):
+    return run(net, representation=request.param, effort=0.2)
+
+
+# ---- what comes out
+
+
+def test_the_file_has_the_size_that_the_report_states(compressed, tmp_path):
+    size = container.write(tmp_path / 'net.riem', compressed.archive)
+    assert size == (tmp_path / 'net.riem').stat().st_size == compressed.report['totals']['bytes']
+
+
+def test_every_key_comes_back_and_shared_weights_once(compressed, net):
+    archive = container.from_bytes(compressed.archive.to_bytes())
+    decoded, expected = archive.decode(), net.state_dict()
+    assert list(decoded) == list(expected)
+    for key, tensor in expected.items():
+        assert decoded[key].shape == tensor.shape and decoded[key].dtype == tensor.dtype
+    names = [record.view.name for record in archive.weights]
+    assert names.count('heads.0.weight') == 1 and 'heads.1.weight' not in names
+    assert decoded['heads.1.weight'] is decoded['heads.0.weight']
+    net_again = Net()
+    net_again.load_state_dict(decoded)
+
+
+def test_small_weights_stay_exact_to_fp16(compressed, net):
+    decoded = compressed.archive.decode()
+    for key in ('tiny.weight', 'depthwise.weight', 'norm.weight', 'stem.bias'):
+        expected = net.state_dict()[key]
+        assert torch.allclose(decoded[key], expected, rtol=2**-11, atol=2**-25)
+
+
+def test_the_report_names_every_weight_with_its_true_errors(compressed, net):
+    report, decoded, original = compressed.report, compressed.archive.decode(), net.state_dict()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    names = ['stem.weight', 'up.weight', 'heads.0.weight', 'depthwise.weight', 'wide.weight']
+    assert [entry['name'] for entry in report['weights']] == names
+    records = {record.view.name: record.encoded for record in compressed.archive.weights}
+    for entry in report['weights']:
+        weight, found = original[entry['name']].double(), decoded[entry['name']].double()
+        assert entry['shape'] == list(weight.shape)
+        error, spread = weight - found, math.sqrt(float((weight - weight.mean()).square().mean()))
+        assert entry['relative_error'] == pytest.approx(float(error.abs().mean()) / spread, rel=1e-9)
+        decibels = 10 * math.log10(float(weight.square().sum() / error.square().sum()))
+        assert entry['snr_db'] == pytest.approx(decibels, rel=1e-9)
+        encoded = records.get(entry['name'])
+        assert entry['representation'] == (encoded.name if encoded else 'dense')
+        assert entry['settings'] == (encoded.settings() if encoded else {})
+        assert entry['bits'] == (encoded.payload_bits() if encoded else 16 * weight.numel())
+        assert entry['bits_per_weight'] == entry['bits'] / weight.numel()
+        assert entry['seconds'] >= 0
+    assert report['weights'][2]['aliases'] == ['heads.1.weight']
+    assert {entry['name'] for entry in report['weights'] if entry['representation'] == 'dense'} == {
+        'depthwise.weight'
+    }
+
+
+def test_the_totals_count_shared_tensors_once(compressed, net):
+    totals = compressed.report['totals']
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    running = 2 * 32  # mean and variance of the norm
+    assert totals['bytes_fp32'] == 4 * (parameters + running) == 2 * totals['bytes_fp16']
+    assert totals['ratio'] == totals['bytes'] / totals['bytes_fp32']
+    weights = [math.prod(entry['shape']) for entry in compressed.report['weights']]
+    assert totals['bits_per_weight'] == 8 * totals['bytes'] / sum(weights)
+    represented = sum(weights) - 64 * 9
+    assert totals['weights'] == 5 and totals['represented_elements'] == represented
+    assert totals['other_elements'] == parameters + running - represented
+
+
+def test_the_settings_are_recorded(compressed):
+    recorded = compressed.archive.settings
+    assert recorded == compressed.report['settings']
+    assert recorded['ratio'] == 0.25 and 'bits' not in recorded and recorded['include'] == ['*']
+    assert compressed.archive.source == SOURCE and compressed.archive.dataset_meta == META
+
+
+def test_a_dense_weight_is_reported_as_it_is_stored():
+    """Values that fp16 cannot hold make the file store fp32."""
+    model = Net()
+    with torch.no_grad():
+        model.depthwise.weight[0] = 1e6
+    compressed = run(model, representation='bilinear')
+    entry = next(e for e in compressed.report['weights'] if e['name'] == 'depthwise.weight')
+    assert entry['representation'] == 'dense' and entry['bits'] == 32 * 64 * 9
+    assert entry['relative_error'] == 0 and entry['snr_db'] is None
+    assert torch.equal(compressed.archive.decode()['depthwise.weight'], model.depthwise.weight)
+
+
+def test_degenerate_weights_are_reported_in_json():
+    model = Net()
+    with torch.no_grad():
+        model.stem.weight.zero_()
+        model.up.weight.fill_(0.1)
+    for name in ('sigmoid', 'bilinear'):
+        report = run(model, representation=name).report
+        json.dumps(report, allow_nan=False)
+        assert report['weights'][0]['relative_error'] == 0.0
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize(
+    ('name', 'budget'),
+    [
+        ('sigmoid', {'ratio': 0.1}),
+        ('sigmoid', {'bits': 6}),
+        ('sigmoid', {'ratio': 0.19, 'state_bits': 8}),
+        ('bilinear', {'ratio': 0.1, 'state_bits': 8}),
+        ('bilinear', {'bits': 6, 'state_bits': 8}),
+        ('bilinear', {'ratio': 0.19, 'state_bits': 8}),
+    ],
+)
+def test_the_file_comes_close_to_the_size_asked_for_from_below(name, budget):
+    model = Large()
+    report = run(model, representation=name, **budget).report
+    elements = sum(x.numel() for x in model.state_dict().values() if x.is_floating_point())
+    weights = 96 * 64 * 9 + 256 * 256 + 64 * 64 + 2 * 48 * 96
+    wanted = 4 * elements * budget['ratio'] if 'ratio' in budget else weights * budget['bits'] / 8
+    assert 0.99 * wanted <= report['totals']['bytes'] <= wanted
+
+
+@pytest.mark.parametrize('count', [1, 2, 5, 30])
+def test_any_number_of_weights_fits_the_size_asked_for(count):
+    """The bytes of the records are foreseen, be they few or many."""
+    layers = [nn.Sequential(nn.Conv2d(16 + 8 * (n % 5), 40, 3), nn.BatchNorm2d(40)) for n in range(count)]
+    report = run(nn.Sequential(*layers), representation='bilinear', state_bits=4, ratio=0.1).report
+    wanted = 0.1 * report['totals']['bytes_fp32']
+    assert 0.8 * wanted < report['totals']['bytes'] <= wanted
+
+
+def test_a_budget_that_is_too_small_is_one_error():
+    for budget in ({'ratio': 0.001}, {'bits': 0.01}):
+        with pytest.raises(RiemError, match='bytes of what stays dense.* larger ratio or more bits'):
+            run(**budget)
+    with pytest.raises(RiemError, match='bytes are too few for 5 weights.* larger ratio or more bits'):
+        run(bits=1.5)
+
+
+# ---- the same result again
+
+
+@pytest.mark.parametrize('name', ['sigmoid', 'bilinear'])
+def test_the_bytes_depend_on_model_and_settings_only(name, net):
+    before = torch.get_num_threads()
+    results = [
+        run(net, representation=name, seed=seed, seeds=2, threads=threads).archive.to_bytes()
+        for seed, threads in ((7, 1), (7, 1), (7, 2), (7, 4))
+    ]
+    assert len(set(results)) == 1
+    assert torch.get_num_threads() == before
+    if name == 'sigmoid':
+        assert run(net, seed=8, seeds=2).archive.to_bytes() != results[0]
+
+
+def test_compressing_leaves_the_model_as_it_was(net):
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    run(net)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+# ---- which weights
+
+
+def test_patterns_choose_the_weights(net):
+    patterns = {'include': ('stem.*', 'heads.*'), 'exclude': ('heads.1*',)}
+    report = run(net, representation='bilinear', ratio=0.8, **patterns).report
+    assert [entry['name'] for entry in report['weights']] == ['stem.weight']
+    with pytest.raises(RiemError, match=r"include pattern 'neck\.\*' matches none"):
+        run(net, include=('neck.*',))
+
+
+def test_nothing_to_compress_is_an_error():
+    with pytest.raises(RiemError, match='nothing to compress'):
+        run(nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2)))
+
+
+def test_a_weight_that_is_not_finite_is_named(net):
+    model = Net()
+    with torch.no_grad():
+        model.up.weight[3, 2, 1, 0] = float('nan')
+    for threads in (1, 2):
+        with pytest.raises(RiemError, match=r"weight 'up\.weight': .*NaN or infinite"):
+            run(model, threads=threads)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'representation': 'wavelet'}, "'wavelet' is not known"),
+        ({'state_bits': 9}, 'state bits: .* found 9'),
+        ({'state_bits': 1}, 'state bits'),
+        ({'shifts': 0}, 'shifts: .* found 0'),
+        ({'seeds': 0}, 'seeds: .* found 0'),
+        ({'seed': -1}, 'seed: .* found -1'),
+        ({'seed': 1 << 64}, 'seed: '),
+        ({'effort': 0.0}, 'effort: .* found 0'),
+        ({'effort': float('nan')}, 'effort'),
+        ({'ratio': 0.1, 'bits': 2.0}, 'either a ratio or bits'),
+        ({'ratio': 1.5}, 'ratio'),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(RiemError, match=words):
+        run(**settings)
+
+
+# ---- progress and interruption
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('name', ['sigmoid', 'bilinear'])
+def test_progress_goes_up_to_one(name, threads, net):
+    seen = []
+    run(net, representation=name, threads=threads, seeds=2, on_progress=lambda *args: seen.append(args))
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
+    assert {key for _, key in seen} == {
+        'stem.weight', 'up.weight', 'heads.0.weight', 'depthwise.weight', 'wide.weight'
+    }  # fmt: skip
+
+
+def workers():
+    return [thread for thread in threading.enumerate() if 'ThreadPoolExecutor' in thread.name]
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError, RiemError])
+@pytest.mark.parametrize('threads', [1, 2])
+def test_an_exception_in_the_callback_stops_all_workers(error, threads):
+    calls = []
+
+    def interrupt(share, name):
+        calls.append(name)
+        if len(calls) == 5:
+            raise error('enough')
+
+    before = torch.get_num_threads()
+    with pytest.raises(error, match='enough'):
+        run(Large(), threads=threads, effort=1000, on_progress=interrupt)
+    assert not workers() and torch.get_num_threads() == before
+    assert len(calls) <= 5 + threads
+
+
+def test_ctrl_c_in_the_waiting_thread_stops_all_workers():
+    seen = threading.Event()
+
+    def interrupt():
+        assert seen.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            run(Large(), threads=2, effort=1000, on_progress=lambda share, _: share and seen.set())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert not workers()
+
+
+# ---- other representations fit in
+
+
+def test_any_registered_representation_runs_through(monkeypatch, net):
+    """The pipeline calls nothing but the interface of ``Representation``."""
+    from mmriem.core import representation
+
+    inner = get_representation('bilinear')
+
+    class Fourth(inner):
+        name = 'fourth'
+
+    monkeypatch.setitem(representation._REPRESENTATIONS, 'fourth', Fourth)
+    compressed = run(net, representation='fourth')
+    archive = container.from_bytes(compressed.archive.to_bytes())
+    assert isinstance(archive, Archive) and {record.encoded.name for record in archive.weights} == {'fourth'}
