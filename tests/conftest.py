@@ -105,9 +105,7 @@ def coco_data(tmp_path_factory) -> Path:
     images, boxes = [], []
     for index in range(3):
         image = rng.integers(0, 80, (64, 64, 3), dtype=np.uint8)
-        for category, (x, y, w, h) in enumerate(
-            [(4 + 6 * index, 8, 20, 20), (30, 36, 24, 12 + 2 * index)], start=1
-        ):
+        for category, (x, y, w, h) in enumerate([(4 + 6 * index, 8, 20, 20), (30, 36, 24, 12 + 2 * index)], start=1):
             image[y : y + h, x : x + w] = (250, 120 * category, 0)
             boxes.append(
                 dict(
@@ -122,9 +120,7 @@ def coco_data(tmp_path_factory) -> Path:
         cv2.imwrite(str(root / 'images' / f'{index}.png'), image)
         images.append(dict(id=index, file_name=f'{index}.png', width=64, height=64))
     categories = [dict(id=1, name='square'), dict(id=2, name='bar')]
-    (root / 'annotations.json').write_text(
-        json.dumps(dict(images=images, annotations=boxes, categories=categories))
-    )
+    (root / 'annotations.json').write_text(json.dumps(dict(images=images, annotations=boxes, categories=categories)))
     return root
 
 

@@ -74,7 +74,9 @@ def checkpoints_of(args: argparse.Namespace) -> list[str]:
     if args.checkpoints is None:
         return [str(Path(config).with_suffix('.pth')) for config in args.configs]
     if len(args.checkpoints) != len(args.configs):
-        raise RiemError(f'--checkpoints: expected {len(args.configs)}, one for each config, found {len(args.checkpoints)}')
+        raise RiemError(
+            f'--checkpoints: expected {len(args.configs)}, one for each config, found {len(args.checkpoints)}'
+        )
     return args.checkpoints
 
 
@@ -166,7 +168,9 @@ def cells(entry: dict) -> list[str]:
 
 def machine() -> str:
     """What the figures were measured on."""
-    return f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}'
+    return (
+        f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}'
+    )
 
 
 def main() -> None:

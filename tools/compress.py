@@ -34,9 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', help='folder, or file NAME.riem (default: work_dirs/NAME-OF-CONFIG)')
     parser.add_argument('--representation', choices=representation_names(), default='sigmoid')
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        '--ratio', type=float, help=f'size of the file to the fp32 weights (default: {DEFAULT_RATIO})'
-    )
+    budget.add_argument('--ratio', type=float, help=f'size of the file to the fp32 weights (default: {DEFAULT_RATIO})')
     budget.add_argument('--bits', type=float, help='bits of the file for each compressed weight')
     parser.add_argument(
         '--include',
@@ -49,16 +47,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--state-bits', type=int, default=0, help='bits of a state (default: by the budget; the paper: 8)'
     )
-    parser.add_argument(
-        '--shifts', type=int, default=6, help='relative vectors of sigmoid (default and paper: 6)'
-    )
-    parser.add_argument(
-        '--seeds', type=int, default=1, help='random starts of each fit, the worse ones culled early'
-    )
+    parser.add_argument('--shifts', type=int, default=6, help='relative vectors of sigmoid (default and paper: 6)')
+    parser.add_argument('--seeds', type=int, default=1, help='random starts of each fit, the worse ones culled early')
     parser.add_argument('--seed', type=int, default=0, help='the first of them')
-    parser.add_argument(
-        '--effort', type=float, default=1.0, help='factor on the optimisation steps (default: 1)'
-    )
+    parser.add_argument('--effort', type=float, default=1.0, help='factor on the optimisation steps (default: 1)')
     parser.add_argument('--device', default='cpu', help='where the fit runs (default: cpu)')
     parser.add_argument(
         '--threads', type=int, default=os.cpu_count(), help='weights fitted at a time (default: all cores)'

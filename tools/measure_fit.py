@@ -1,7 +1,7 @@
 """Errors of the representations on one matrix, at equal bytes: the tables of docs/experiments.md.
 
-    python tools/measure_fit.py                                      # a synthetic 128 x 256 matrix
-    python tools/measure_fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint
+python tools/measure_fit.py                                      # a synthetic 128 x 256 matrix
+python tools/measure_fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
                 seconds = time.perf_counter() - started
                 print(
                     f'ratio {fitted.payload_bits() / 32 / matrix.numel():.4f}  {name:8s}  '
-                    f'{"budget" if not bits else bits} bits: {decibels(matrix, fitted.decode()):7.2f} dB in '
+                    f'{bits or "budget"} bits: {decibels(matrix, fitted.decode()):7.2f} dB in '
                     f'{seconds:5.1f} s  {fitted.settings()}'
                 )
 

@@ -73,9 +73,7 @@ def main() -> None:
     config = config_from_flags(args)
     missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator') if config.get(key) is None]
     if missing:
-        raise RiemError(
-            f'{args.config}: expected {", ".join(missing)}, found none; name the data to evaluate on'
-        )
+        raise RiemError(f'{args.config}: expected {", ".join(missing)}, found none; name the data to evaluate on')
     config.load_from = args.checkpoint
     config.resume = False
     load_strictly(config)

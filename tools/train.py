@@ -20,9 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a detector')
     parser.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
-    )
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -39,9 +37,7 @@ def scale_learning_rate(config: Config, name: str) -> None:
     setting = config.get('auto_scale_lr') or {}
     absent = [key for key in ('enable', 'base_batch_size') if key not in setting]
     if absent:
-        raise RiemError(
-            f'{name}: --auto-scale-lr needs auto_scale_lr.{" and .".join(absent)}, found none; add them'
-        )
+        raise RiemError(f'{name}: --auto-scale-lr needs auto_scale_lr.{" and .".join(absent)}, found none; add them')
     config.auto_scale_lr.enable = True
 
 

@@ -9,7 +9,7 @@ metric that the other one induces, so that rounding errors compensate each other
 from __future__ import annotations
 
 import math
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Bilinear(Representation):
         self._exponent = exponent
 
     @classmethod
-    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> Optional[dict[str, Any]]:
+    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> dict[str, Any] | None:
         """Options: ``state_bits`` (0: tried out by the fit) and ``rank`` (0: the highest that fits)."""
         bits = int(bits)
         state_bits = options.get('state_bits') or 0
@@ -72,12 +72,12 @@ class Bilinear(Representation):
         weight: Tensor,
         settings: dict[str, Any],
         *,
-        input_metric: Optional[Tensor] = None,
-        output_weights: Optional[Tensor] = None,
+        input_metric: Tensor | None = None,
+        output_weights: Tensor | None = None,
         seed: int = 0,
         seeds: int = 1,
         effort: float = 1.0,
-        progress: Optional[Progress] = None,
+        progress: Progress | None = None,
     ) -> Bilinear:
         """Closed form, so ``seed``, ``seeds`` and ``effort`` change nothing. See :class:`Representation`."""
         check_weight(weight, input_metric, output_weights)
@@ -119,7 +119,7 @@ class Bilinear(Representation):
         q: Tensor,
         p: Tensor,
         bits: int,
-        metric: Optional[Tensor],
+        metric: Tensor | None,
         row_weights: Tensor,
         exponent: int,
     ) -> Bilinear:
@@ -181,9 +181,7 @@ class Bilinear(Representation):
         return {name: value * gain**0.5 for name, value in states.items()}
 
 
-def weighted_error(
-    weight: Tensor, other: Tensor, input_metric: Optional[Tensor], output_weights: Optional[Tensor]
-) -> float:
+def weighted_error(weight: Tensor, other: Tensor, input_metric: Tensor | None, output_weights: Tensor | None) -> float:
     """``sum_i g_i (w_i - w'_i)^T A (w_i - w'_i)``."""
     error = (weight - other).double()
     through = error if input_metric is None else error @ input_metric.to(error)
@@ -218,7 +216,7 @@ def _exponent(weight: Tensor) -> int:
     return exponent if abs(exponent) > ORDINARY_EXPONENT else 0
 
 
-def _of_unit_mean(metric: Optional[Tensor], device: torch.device) -> Optional[Tensor]:
+def _of_unit_mean(metric: Tensor | None, device: torch.device) -> Tensor | None:
     """The metric in float64 with a diagonal of mean 1, which changes no minimum; None for None."""
     if metric is None:
         return None
@@ -236,7 +234,7 @@ def _square_root(metric: Tensor) -> Tensor:
     return lower.float()
 
 
-def _row_weights(output_weights: Optional[Tensor], weight: Tensor) -> Tensor:
+def _row_weights(output_weights: Tensor | None, weight: Tensor) -> Tensor:
     """Weights of the rows, of mean 1; none so small that the states of its row become noise."""
     if output_weights is None:
         return torch.ones(len(weight), device=weight.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from .errors import RiemError
 from .representation import Representation
@@ -23,7 +23,7 @@ share: states save little there and cost much accuracy, so it stays dense while 
 MAX_DENSE_SHARE = 0.25
 """Share of the budget that such matrices may take."""
 STEPS = (0.1, 0.3)
-"""How much larger a weight's states may get by what rounding left over: first fine steps, then those of small weights."""
+"""How much larger a weight's states may get by what rounding left over: first fine steps, then those of small ones."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Plan:
     """What becomes of a weight: settings of its representation, or None where it stays dense."""
 
     view: WeightView
-    settings: Optional[dict[str, Any]]
+    settings: dict[str, Any] | None
     bits: int
 
 
-def target_bits(total_numel: int, weight_numel: int, ratio: Optional[float], bits: Optional[float]) -> float:
+def target_bits(total_numel: int, weight_numel: int, ratio: float | None, bits: float | None) -> float:
     """Size of the file in bits that the user asks for.
 
     Args:
@@ -62,12 +62,13 @@ def allocate(
     views: Sequence[WeightView],
     representation: type[Representation],
     available: float,
-    options: Optional[Mapping[str, Any]] = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Plan]:
     """Settings for each weight so that all payloads and records together have at most ``available`` bits.
 
     Each weight gets the same bits per element. A weight that the representation cannot hold in them, that is
-    smaller as fp16, or that has very few neurons (``MIN_NEURONS``), stays dense. What rounding down to whole states leaves over goes to the larger weights first.
+    smaller as fp16, or that has very few neurons (``MIN_NEURONS``), stays dense. What rounding down to whole states
+    leaves over goes to the larger weights first.
 
     Raises:
         RiemError: the budget is too small for any representation of the weights.
@@ -116,9 +117,7 @@ def _plan(view: WeightView, representation: type[Representation], bits: float, o
     return Plan(view, settings, representation.planned_bits(view.matrix_shape, settings))
 
 
-def _spend(
-    plans: list[Plan], representation: type[Representation], left: float, options: dict[str, Any]
-) -> list[Plan]:
+def _spend(plans: list[Plan], representation: type[Representation], left: float, options: dict[str, Any]) -> list[Plan]:
     """Give each weight, largest first, the next larger configuration while the rest of the budget allows it."""
     spent = dict(enumerate(plans))
     largest_first = sorted(spent, key=lambda number: -_numel(plans[number].view))

@@ -1,4 +1,4 @@
-"""The pipeline: find the weights of a module, allocate the budget, fit each weight, gather the archive and the report."""
+"""The pipeline: find the weights of a module, allocate the budget, fit each weight, gather archive and report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class Settings:
     """
 
     representation: str = 'sigmoid'
-    ratio: Optional[float] = None
-    bits: Optional[float] = None
+    ratio: float | None = None
+    bits: float | None = None
     include: tuple[str, ...] = ('*',)
     exclude: tuple[str, ...] = ()
     min_numel: int = DEFAULT_MIN_NUMEL
@@ -84,7 +84,7 @@ def compress(
     source: Source,
     device: str = 'cpu',
     threads: int = 1,
-    on_progress: Optional[OnProgress] = None,
+    on_progress: OnProgress | None = None,
 ) -> Compressed:
     """Compress the weights of ``model``; everything else of its state dict stays dense or is derived.
 
@@ -109,7 +109,7 @@ def compress(
 @dataclass(frozen=True)
 class _Fitted:
     view: WeightView
-    record: Optional[WeightRecord]
+    record: WeightRecord | None
     decoded: Tensor
     bits: int
     seconds: float
@@ -159,7 +159,7 @@ def _fit_all(
     settings: Settings,
     device: str,
     threads: int,
-    on_progress: Optional[OnProgress],
+    on_progress: OnProgress | None,
 ) -> list[_Fitted]:
     """Fit every weight, the largest first, ``threads`` at a time; an exception in one stops the others."""
     work = {plan.view.name: math.prod(plan.view.shape) for plan in plans}
@@ -198,9 +198,7 @@ def _fit_all(
     return [futures[plan.view.name].result() for plan in plans]
 
 
-def _fit(
-    tensor: Tensor, plan: Plan, settings: Settings, device: str, progress: Callable[[float], None]
-) -> _Fitted:
+def _fit(tensor: Tensor, plan: Plan, settings: Settings, device: str, progress: Callable[[float], None]) -> _Fitted:
     started = time.perf_counter()
     if plan.settings is None:
         stored = store(plan.view.name, tensor)

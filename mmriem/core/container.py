@@ -337,9 +337,7 @@ def _write_through(path: Path, data: bytes) -> None:
 
 def _verify(path: Path, data: bytes, origin: str) -> None:
     if path.read_bytes() != data:
-        raise RiemError(
-            f'{origin}: expected to read back what was written, found other bytes; check the disk'
-        )
+        raise RiemError(f'{origin}: expected to read back what was written, found other bytes; check the disk')
     from_bytes(data, origin).verify()
 
 
@@ -369,14 +367,10 @@ def _check_blobs(blobs: Mapping[str, bytes], manifest: Manifest) -> None:
     lengths['streams'] = sum(entry.n_bytes for entry in manifest.weights)
     for name, expected in lengths.items():
         if len(blobs[name]) != expected:
-            raise RiemError(
-                f'tensor {name}: expected {expected} bytes by the manifest, found {len(blobs[name])}'
-            )
+            raise RiemError(f'tensor {name}: expected {expected} bytes by the manifest, found {len(blobs[name])}')
     present = {name for name in BLOBS.values() if blobs[name]}
     if present != set(manifest.blobs):
-        raise RiemError(
-            f'expected SHA-256 of the tensors {sorted(present)}, found those of {sorted(manifest.blobs)}'
-        )
+        raise RiemError(f'expected SHA-256 of the tensors {sorted(present)}, found those of {sorted(manifest.blobs)}')
     for name, digest in manifest.blobs.items():
         _require_digest(f'tensor {name}', blobs[name], digest)
 
@@ -413,8 +407,7 @@ def _require_digest(what: str, data: bytes, expected: bytes) -> None:
     found = _digest(data)
     if found != expected:
         raise RiemError(
-            f'{what}: expected SHA-256 {encode_digest(expected)}, found {encode_digest(found)}; '
-            'copy the file again'
+            f'{what}: expected SHA-256 {encode_digest(expected)}, found {encode_digest(found)}; copy the file again'
         )
 
 
@@ -442,9 +435,7 @@ def _entry(record: WeightRecord, payload: bytes) -> WeightEntry:
 def _check_weights(state_dict: Mapping[str, Tensor], records: Iterable[WeightRecord]) -> None:
     for key, tensor in state_dict.items():
         if not isinstance(tensor, Tensor):
-            raise RiemError(
-                f'key {key!r}: expected a tensor in the state dict, found {type(tensor).__name__}'
-            )
+            raise RiemError(f'key {key!r}: expected a tensor in the state dict, found {type(tensor).__name__}')
     for view in (record.view for record in records):
         for key in (view.name, *view.aliases):
             if key not in state_dict:

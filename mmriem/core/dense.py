@@ -68,9 +68,7 @@ class DenseLayout:
     def __post_init__(self) -> None:
         known = self.dtype in DTYPES and self.storage in STORAGES
         if not known or (self.dtype == 'bfloat16' if self.storage == 'raw' else not self._is_float()):
-            raise RiemError(
-                f'tensor {self.name!r}: dtype {self.dtype!r} does not go with storage {self.storage!r}'
-            )
+            raise RiemError(f'tensor {self.name!r}: dtype {self.dtype!r} does not go with storage {self.storage!r}')
 
     @property
     def n_bytes(self) -> int:

@@ -44,13 +44,10 @@ class DerivedRecord:
                 elements.
         """
         if self.recipe not in RECIPES:
-            raise RiemError(
-                f'tensor {self.name!r}: expected a recipe among {tuple(RECIPES)}, found {self.recipe!r}'
-            )
+            raise RiemError(f'tensor {self.name!r}: expected a recipe among {tuple(RECIPES)}, found {self.recipe!r}')
         if math.prod(self.shape) > MAX_ELEMENTS:
             raise RiemError(
-                f'tensor {self.name!r}: expected at most {MAX_ELEMENTS} derived elements, '
-                f'found shape {self.shape}'
+                f'tensor {self.name!r}: expected at most {MAX_ELEMENTS} derived elements, found shape {self.shape}'
             )
         tensor = RECIPES[self.recipe].build(self.shape, DTYPES[self.dtype], self.params)
         if tensor is None:

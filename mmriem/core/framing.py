@@ -79,9 +79,7 @@ def unpack(stream: BinaryIO, size: int, where: str) -> dict[str, bytes]:
     sizes, digest = _parse_header(header, size, where)
     expected = 8 + len(header) + sum(sizes.values())
     if expected != size:
-        raise RiemError(
-            f'{where}: expected {expected} bytes by its header, found {size}; copy the file again'
-        )
+        raise RiemError(f'{where}: expected {expected} bytes by its header, found {size}; copy the file again')
     blobs = {name: _read(stream, sizes.get(name, 0), where) for name in TENSORS}
     found = _digest(blobs['manifest'])
     if found != digest:
@@ -140,13 +138,9 @@ def _parse_header(header: bytes, size: int, where: str) -> tuple[dict[str, int],
         metadata = parsed['__metadata__']
         kind, version, digest = (metadata.get(key) for key in ('format', 'format_version', 'manifest_sha256'))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RiemError(
-            f'{where}: expected the header of a .riem file, found none that can be read'
-        ) from error
+        raise RiemError(f'{where}: expected the header of a .riem file, found none that can be read') from error
     if kind != FORMAT:
-        raise RiemError(
-            f'{where}: expected metadata format {FORMAT!r}, found {brief(kind)}; it is no .riem file'
-        )
+        raise RiemError(f'{where}: expected metadata format {FORMAT!r}, found {brief(kind)}; it is no .riem file')
     if version != FORMAT_VERSION:
         raise RiemError(
             f'{where}: expected format version {FORMAT_VERSION!r}, found {brief(version)}; '

@@ -224,9 +224,7 @@ def _weight_columns(entries: Sequence[WeightEntry]) -> dict[str, Any]:
         **_columns(views, ('shape', 'layout', 'groups')),
         'dtype': [str(view.dtype).removeprefix('torch.') for view in views],
         **_columns(entries, ('representation', 'symbols', 'n_bytes')),
-        'settings': [
-            plain_json(entry.settings, f'settings of weight {entry.view.name!r}') for entry in entries
-        ],
+        'settings': [plain_json(entry.settings, f'settings of weight {entry.view.name!r}') for entry in entries],
         'stream': _encode(b''.join(entry.stream for entry in entries)),
         'decoded': _encode(b''.join(entry.decoded for entry in entries)),
     }
@@ -257,9 +255,7 @@ def _inflate(compressed: bytes, where: str) -> bytes:
     except zlib.error as error:
         raise RiemError(f'{where}: expected a zlib-compressed manifest, found {error}') from error
     if not inflater.eof or inflater.unused_data:
-        raise RiemError(
-            f'{where}: expected a manifest of at most {MAX_JSON_BYTES} bytes and nothing after it'
-        )
+        raise RiemError(f'{where}: expected a manifest of at most {MAX_JSON_BYTES} bytes and nothing after it')
     return text
 
 
@@ -347,16 +343,12 @@ def _decode_aliases(top: _Table, keys: tuple[str, ...], kinds: str) -> dict[str,
     aliases: dict[str, tuple[str, ...]] = {}
     for place, first in zip(places, top.column('aliases', len(places), _count)):
         if first >= place or kinds[first] not in 'wd':
-            raise RiemError(
-                f'{top.where}: expected key {keys[place]!r} to stand for an earlier weight or dense tensor'
-            )
+            raise RiemError(f'{top.where}: expected key {keys[place]!r} to stand for an earlier weight or dense tensor')
         aliases[keys[first]] = (*aliases.get(keys[first], ()), keys[place])
     return aliases
 
 
-def _decode_weights(
-    table: _Table, names: list[str], aliases: dict[str, tuple[str, ...]]
-) -> tuple[WeightEntry, ...]:
+def _decode_weights(table: _Table, names: list[str], aliases: dict[str, tuple[str, ...]]) -> tuple[WeightEntry, ...]:
     count = len(names)
     columns = (
         table.column('shape', count, _shape),
@@ -377,9 +369,7 @@ def _decode_weights(
         )
 
 
-def _decode_dense(
-    table: _Table, names: list[str], aliases: dict[str, tuple[str, ...]]
-) -> tuple[DenseLayout, ...]:
+def _decode_dense(table: _Table, names: list[str], aliases: dict[str, tuple[str, ...]]) -> tuple[DenseLayout, ...]:
     columns = (
         table.column('shape', len(names), _shape),
         table.column('dtype', len(names), _dtype),
@@ -476,9 +466,7 @@ def _float_dtype(value: Any) -> str:
 
 
 def _params(value: Any) -> tuple:
-    if not isinstance(value, list) or not all(
-        isinstance(item, (int, float)) and _is_scalar(item) for item in value
-    ):
+    if not isinstance(value, list) or not all(isinstance(item, (int, float)) and _is_scalar(item) for item in value):
         raise ValueError('a list of numbers')
     return tuple(value)
 

@@ -9,7 +9,6 @@ rounded one coordinate after the other and each rounding error is compensated by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ class Grid:
     bits: int
 
     @classmethod
-    def between(cls, states: Tensor, bits: int, clip: Optional[float] = None) -> Grid:
+    def between(cls, states: Tensor, bits: int, clip: float | None = None) -> Grid:
         """The grid between the minimum and the maximum of each column of ``states``, ``(..., D)``.
 
         ``clip`` bounds the range to that many standard deviations around the mean: at few bits, finer levels

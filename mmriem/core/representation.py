@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Representation(ABC):
 
     @classmethod
     @abstractmethod
-    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> Optional[dict[str, Any]]:
+    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> dict[str, Any] | None:
         """Settings of the largest configuration whose payload has at most ``bits`` bits.
 
         Returns None where not even the smallest one fits. ``options`` fix single settings by name.
@@ -48,12 +48,12 @@ class Representation(ABC):
         weight: Tensor,
         settings: dict[str, Any],
         *,
-        input_metric: Optional[Tensor] = None,
-        output_weights: Optional[Tensor] = None,
+        input_metric: Tensor | None = None,
+        output_weights: Tensor | None = None,
         seed: int = 0,
         seeds: int = 1,
         effort: float = 1.0,
-        progress: Optional[Progress] = None,
+        progress: Progress | None = None,
     ) -> Representation:
         """Fit the states to ``weight``, minimising ``sum_i g_i (w_i - w'_i)^T A (w_i - w'_i)``.
 
@@ -132,7 +132,7 @@ def representation_names() -> list[str]:
     return sorted(_REPRESENTATIONS)
 
 
-def check_weight(weight: Tensor, input_metric: Optional[Tensor], output_weights: Optional[Tensor]) -> None:
+def check_weight(weight: Tensor, input_metric: Tensor | None, output_weights: Tensor | None) -> None:
     """Raise :class:`RiemError` unless the arguments of ``fit`` have the shapes and values they must have."""
     if weight.ndim != 2 or 0 in weight.shape:
         raise RiemError(f'a weight matrix has two non-empty dimensions, found shape {tuple(weight.shape)}')
@@ -157,4 +157,6 @@ def check_settings(name: str, settings: dict[str, Any], bounds: dict[str, tuple[
     for key, (low, high) in bounds.items():
         value = settings[key]
         if type(value) is not int or not low <= value <= high:
-            raise RiemError(f'setting {key!r} of {name!r}: expected an integer of {low} to {high}, found {brief(value)}')
+            raise RiemError(
+                f'setting {key!r} of {name!r}: expected an integer of {low} to {high}, found {brief(value)}'
+            )

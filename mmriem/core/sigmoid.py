@@ -2,8 +2,8 @@
 
     W_ij = c + sum_{m=1..Dmu} w_m * sum_{k=0..K-1} sigmoid((M_k (q_i + shift_k(p_j)) + b_k)_m)
 
-with ``M_k`` ``(Dmu, Dq)``, ``b_k`` ``(Dmu,)`` and ``shift_k(p) = concat(p[s:], p[:s])``, ``s = k * Dq // K``; ``K`` is 6
-in the paper ("Data-free Neural Representation Compression with Riemannian Neural Dynamics", ICML 2024).
+with ``M_k`` ``(Dmu, Dq)``, ``b_k`` ``(Dmu,)`` and ``shift_k(p) = concat(p[s:], p[:s])``, ``s = k * Dq // K``; ``K``
+is 6 in the paper ("Data-free Neural Representation Compression with Riemannian Neural Dynamics", ICML 2024).
 
 The argument splits into ``u_i + v_j``, so with ``a_i = exp(-u_i)`` and ``b_j = exp(-v_j)`` once for each neuron, a pair
 costs one multiplication, one addition and one division: ``sigmoid(u_i + v_j) = 1 / (1 + a_i b_j)``.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Sigmoid(Representation):
         self._b, self._w, self._c = b, w, c
 
     @classmethod
-    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> Optional[dict[str, Any]]:
+    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> dict[str, Any] | None:
         """The largest ``Dq``, and ``Dmu`` to match, whose payload fits ``bits``.
 
         Options: ``dq``, ``dmu``, ``shifts`` (6), ``row_blocks``, ``col_blocks``, ``state_bits`` (0: by the budget).
@@ -115,12 +115,12 @@ class Sigmoid(Representation):
         weight: Tensor,
         settings: dict[str, Any],
         *,
-        input_metric: Optional[Tensor] = None,
-        output_weights: Optional[Tensor] = None,
+        input_metric: Tensor | None = None,
+        output_weights: Tensor | None = None,
         seed: int = 0,
         seeds: int = 1,
         effort: float = 1.0,
-        progress: Optional[Progress] = None,
+        progress: Progress | None = None,
     ) -> Sigmoid:
         """Alternating Levenberg-Marquardt, then rounding in the metric of the fit; see :class:`Representation`.
 
@@ -160,9 +160,7 @@ class Sigmoid(Representation):
         (col_blocks, _, dq), (row_blocks, _, _) = self._codes['q'].shape, self._codes['p'].shape
         shifts, dmu, _ = self._codes['M'].shape
         state_bits = self._grids['q'].bits
-        return dict(
-            dq=dq, dmu=dmu, shifts=shifts, row_blocks=row_blocks, col_blocks=col_blocks, state_bits=state_bits
-        )
+        return dict(dq=dq, dmu=dmu, shifts=shifts, row_blocks=row_blocks, col_blocks=col_blocks, state_bits=state_bits)
 
     def to_payload(self) -> bytes:
         grids = [float_bytes(x, '<f2') for key in 'qpM' for x in (self._grids[key].low, self._grids[key].step)]
@@ -262,8 +260,8 @@ def _matching_dmu(dq: int, shifts: int) -> int:
 
 
 def _pair_weights(
-    shape: tuple[int, int], input_metric: Optional[Tensor], output_weights: Optional[Tensor], device: torch.device
-) -> Optional[Tensor]:
+    shape: tuple[int, int], input_metric: Tensor | None, output_weights: Tensor | None, device: torch.device
+) -> Tensor | None:
     """``(out, in)`` square roots of the weights of the squared errors, of mean square 1; None for equal weights."""
     if input_metric is None and output_weights is None:
         return None
@@ -337,7 +335,7 @@ class _Regenerate(torch.autograd.Function):
 
 
 def _random_metric(
-    dq: int, dmu: int, shifts: int, amplitude: float = 1.0, generator: Optional[torch.Generator] = None
+    dq: int, dmu: int, shifts: int, amplitude: float = 1.0, generator: torch.Generator | None = None
 ) -> list[Tensor]:
     """``M``, ``b``, ``w``, ``c`` to start from; arguments of unit spread for states of unit spread.
 
@@ -409,7 +407,7 @@ class _Side:
     """
 
     target: Tensor
-    scale: Optional[Tensor]
+    scale: Tensor | None
     linear: Tensor
     offset: Tensor
     decay: Tensor
@@ -478,7 +476,7 @@ def _round(side: _Side, states: Tensor, grid: Grid) -> Tensor:
 class _Fit:
     """The running fit of one matrix from one random start; the target has mean 0 and standard deviation 1."""
 
-    def __init__(self, weight: Tensor, settings: dict[str, Any], pair_weights: Optional[Tensor], seed: int) -> None:
+    def __init__(self, weight: Tensor, settings: dict[str, Any], pair_weights: Tensor | None, seed: int) -> None:
         weight, device = weight.detach().double(), weight.device
         self.mean, self.spread = float(weight.mean()), float(weight.std(unbiased=False))
         self.target = ((weight - self.mean) / (self.spread or 1.0)).float()

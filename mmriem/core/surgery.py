@@ -55,19 +55,13 @@ class WeightView:
 
     def __post_init__(self) -> None:
         if len(self.shape) < 2 or min(self.shape) < 1:
-            raise RiemError(
-                f'weight {self.name!r}: expected a shape of two or more positive sizes, found {self.shape}'
-            )
+            raise RiemError(f'weight {self.name!r}: expected a shape of two or more positive sizes, found {self.shape}')
         if self.layout not in LAYOUTS:
             raise RiemError(f'weight {self.name!r}: expected a layout among {LAYOUTS}, found {self.layout!r}')
         if self.groups < 1 or (self.groups > 1 and self.layout != 'in_first'):
-            raise RiemError(
-                f'weight {self.name!r}: {self.groups} groups do not go with layout {self.layout!r}'
-            )
+            raise RiemError(f'weight {self.name!r}: {self.groups} groups do not go with layout {self.layout!r}')
         if self.shape[0] % self.groups:
-            raise RiemError(
-                f'weight {self.name!r}: shape {self.shape} does not split into {self.groups} groups'
-            )
+            raise RiemError(f'weight {self.name!r}: shape {self.shape} does not split into {self.groups} groups')
         if self.layout == 'unit_first' and (self.shape[0] != 1 or len(self._rows_and_rest()) < 2):
             raise RiemError(f'weight {self.name!r}: shape {self.shape} does not go with layout unit_first')
 
@@ -99,9 +93,7 @@ class WeightView:
             RiemError: the matrix has another shape than ``matrix_shape``.
         """
         if tuple(matrix.shape) != self.matrix_shape:
-            raise RiemError(
-                f'weight {self.name!r}: expected a matrix {self.matrix_shape}, found {tuple(matrix.shape)}'
-            )
+            raise RiemError(f'weight {self.name!r}: expected a matrix {self.matrix_shape}, found {tuple(matrix.shape)}')
         if self.layout == 'in_first':
             inputs, outputs = self._per_group()
             matrix = matrix.reshape(self.groups, outputs, inputs, -1).transpose(1, 2)

@@ -327,9 +327,7 @@ def _to_uint8(canvas: np.ndarray) -> np.ndarray:
 def _settings(seed: int, train: int, val: int) -> dict[str, int]:
     for name, value, least in (('seed', seed, 0), ('train', train, 1), ('val', val, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise RiemError(
-                f'{name}: expected a whole number of at least {least}, found {value!r}; give such a number'
-            )
+            raise RiemError(f'{name}: expected a whole number of at least {least}, found {value!r}; give such a number')
     return {'format': FORMAT, 'image_size': IMAGE_SIZE, 'seed': seed, 'train': train, 'val': val}
 
 
@@ -400,9 +398,7 @@ def _coco(scenes: list[tuple[tuple, tuple]]) -> dict:
     """COCO's annotation dictionary of (boxes, labels) per image; ids count from 1."""
     images, annotations = [], []
     for index, (boxes, labels) in enumerate(scenes):
-        images.append(
-            {'id': index + 1, 'file_name': _file_name(index), 'width': IMAGE_SIZE, 'height': IMAGE_SIZE}
-        )
+        images.append({'id': index + 1, 'file_name': _file_name(index), 'width': IMAGE_SIZE, 'height': IMAGE_SIZE})
         for box, label in zip(boxes, labels):
             annotations.append(
                 {

@@ -190,9 +190,7 @@ def _kind(path: Path) -> str:
     if not path.exists():
         raise RiemError(f'{path}: no such file; give the path of a checkpoint')
     if path.is_dir():
-        raise RiemError(
-            f'{path}: expected a checkpoint file, found a folder; give the path of the file in it'
-        )
+        raise RiemError(f'{path}: expected a checkpoint file, found a folder; give the path of the file in it')
     if path.suffix == '.riem':
         raise RiemError(f'{path}: expected a .pth checkpoint, found a .riem file; give what it was made from')
     with path.open('rb') as file:
@@ -258,9 +256,7 @@ def _sha256(path: Path) -> str:
 
 def _same(buffer: Tensor | None, tensor: Tensor) -> bool:
     return (
-        buffer is not None
-        and buffer.shape == tensor.shape
-        and torch.equal(buffer.cpu(), tensor.cpu().to(buffer.dtype))
+        buffer is not None and buffer.shape == tensor.shape and torch.equal(buffer.cpu(), tensor.cpu().to(buffer.dtype))
     )
 
 

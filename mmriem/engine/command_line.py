@@ -96,9 +96,7 @@ def _join_cpu_processes(config: Config) -> None:
 def _file_and_reason(error: OSError) -> str:
     if error.filename is not None:
         return f'{error.filename}: {error.strerror}'
-    return _one_line(
-        str(error).strip().splitlines()[-1]
-    )  # a data loader's worker hands on its whole traceback
+    return _one_line(str(error).strip().splitlines()[-1])  # a data loader's worker hands on its whole traceback
 
 
 def _one_line(text: object) -> str:

@@ -61,9 +61,7 @@ class Outputs:
             if path.is_dir():
                 raise RiemError(f'{path}: expected the name of a file to write, found a folder')
             if os.path.lexists(path) and not force:
-                raise RiemError(
-                    f'{path}: expected no file of that name, found one; pass --force to replace it'
-                )
+                raise RiemError(f'{path}: expected no file of that name, found one; pass --force to replace it')
         try:
             self.riem.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -186,9 +184,7 @@ def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
         f'{totals["bytes"] / totals["bytes_fp16"]:.4f} of fp16, {totals["bits_per_weight"]:.2f} bits per weight',
         highlight=False,
     )
-    console.print(
-        f'evaluate: python tools/test.py {outputs.config} {outputs.riem}', highlight=False, soft_wrap=True
-    )
+    console.print(f'evaluate: python tools/test.py {outputs.config} {outputs.riem}', highlight=False, soft_wrap=True)
 
 
 def _numel(weight: Mapping[str, Any]) -> int:

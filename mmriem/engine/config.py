@@ -49,15 +49,11 @@ def config_path(name: str | os.PathLike) -> Path:
     if not stock:
         path = Path(name).expanduser()
         if not path.is_file():
-            raise RiemError(
-                f'{name}: no such config file; give a path, or mmdet::FOLDER/NAME.py for a stock config'
-            )
+            raise RiemError(f'{name}: no such config file; give a path, or mmdet::FOLDER/NAME.py for a stock config')
         return path
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise RiemError(
-            f'{name}: the package {package} is not installed; install it or give the path of a config'
-        )
+        raise RiemError(f'{name}: the package {package} is not installed; install it or give the path of a config')
     root = Path(spec.origin).parent / '.mim' / 'configs'
     path = root / (inner if inner.endswith('.py') else f'{inner}.py')
     if not path.is_file():

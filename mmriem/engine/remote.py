@@ -47,6 +47,4 @@ def _download(address: str, target: Path) -> None:
     try:
         torch.hub.download_url_to_file(address, os.fspath(target), progress=sys.stderr.isatty())
     except (URLError, ConnectionError, TimeoutError) as error:
-        raise RiemError(
-            f'{address}: the download failed ({error}); check the address and the network'
-        ) from error
+        raise RiemError(f'{address}: the download failed ({error}); check the address and the network') from error

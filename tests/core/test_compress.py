@@ -121,9 +121,7 @@ def test_the_report_names_every_weight_with_its_true_errors(compressed, net):
         assert entry['bits_per_weight'] == entry['bits'] / weight.numel()
         assert entry['seconds'] >= 0
     assert report['weights'][2]['aliases'] == ['heads.1.weight']
-    assert {entry['name'] for entry in report['weights'] if entry['representation'] == 'dense'} == {
-        'depthwise.weight'
-    }
+    assert {entry['name'] for entry in report['weights'] if entry['representation'] == 'dense'} == {'depthwise.weight'}
 
 
 def test_the_totals_count_shared_tensors_once(compressed, net):
@@ -192,7 +190,7 @@ def test_the_file_comes_close_to_the_size_asked_for_from_below(name, budget):
     assert 0.99 * wanted <= report['totals']['bytes'] <= wanted
 
 
-@pytest.mark.parametrize('count', [1, 2, 5, 30])
+@pytest.mark.parametrize('count', [1, 2, 5, 80])
 def test_any_number_of_weights_fits_the_size_asked_for(count):
     """The bytes of the records are foreseen, be they few or many."""
     layers = [nn.Sequential(nn.Conv2d(16 + 8 * (n % 5), 40, 3), nn.BatchNorm2d(40)) for n in range(count)]

@@ -50,9 +50,7 @@ class Detector(nn.Module):
 def encode(view, tensor, kind=Bilinear):
     matrix = view.to_matrix(tensor)
     settings = (
-        kind.configure(view.matrix_shape, 16.0 * matrix.numel())
-        if kind is Sigmoid
-        else {'rank': 2, 'state_bits': 5}
+        kind.configure(view.matrix_shape, 16.0 * matrix.numel()) if kind is Sigmoid else {'rank': 2, 'state_bits': 5}
     )
     return WeightRecord(view, kind.fit(matrix, settings, effort=0.01))
 
@@ -65,9 +63,7 @@ def make_archive(kinds=(Bilinear,)):
     records = [encode(view, state_dict[view.name], kinds[i % len(kinds)]) for i, view in enumerate(views)]
     meta = {'classes': ('cell', 'plate'), 'palette': [(1, 2, 3), (4, 5, 6)]}
     source = Source('epoch_12.pth', 'ab' * 32)
-    return Archive.from_state_dict(
-        state_dict, records, dataset_meta=meta, source=source, settings={'ratio': 0.1}
-    )
+    return Archive.from_state_dict(state_dict, records, dataset_meta=meta, source=source, settings={'ratio': 0.1})
 
 
 @pytest.fixture(scope='module')
@@ -133,9 +129,7 @@ def test_what_is_not_compressed_comes_back_exactly_or_to_half_precision(archive,
         tolerance = {'rtol': 2**-11, 'atol': 2**-25} if 'bias' in key else {'rtol': 0, 'atol': 0}
         torch.testing.assert_close(decoded[key], expected[key], **tolerance)
     for record in archive.weights:
-        error = (decoded[record.view.name] - expected[record.view.name]).std() / expected[
-            record.view.name
-        ].std()
+        error = (decoded[record.view.name] - expected[record.view.name]).std() / expected[record.view.name].std()
         assert 0 < error < 1
 
 
@@ -200,10 +194,7 @@ def test_two_processes_decode_the_same_bits(tmp_path):
         'for key, tensor in read(sys.argv[1]).decode().items():\n'
         '    print(key, hashlib.sha256(tensor.double().numpy().tobytes()).hexdigest())\n'
     )
-    runs = [
-        subprocess.run([sys.executable, '-c', program, path], capture_output=True, check=True)
-        for _ in range(2)
-    ]
+    runs = [subprocess.run([sys.executable, '-c', program, path], capture_output=True, check=True) for _ in range(2)]
     assert runs[0].stdout == runs[1].stdout
     assert len(runs[0].stdout.splitlines()) == len(archive.keys)
 
@@ -232,14 +223,10 @@ TENSORS = st.sampled_from(
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text('a.0', min_size=1, max_size=6), TENSORS, max_size=8), st.text())
 def test_any_state_dict_makes_the_round_trip(state_dict, name):
-    views = {
-        key: WeightView(key, tuple(x.shape), dtype=x.dtype) for key, x in state_dict.items() if x.ndim == 2
-    }
+    views = {key: WeightView(key, tuple(x.shape), dtype=x.dtype) for key, x in state_dict.items() if x.ndim == 2}
     # of tensors that share memory, only what is not compressed is shared again
     records = [encode(view, state_dict[key]) for key, view in views.items()]
-    archive = Archive.from_state_dict(
-        state_dict, records, dataset_meta={}, source=Source(name, ''), settings={}
-    )
+    archive = Archive.from_state_dict(state_dict, records, dataset_meta={}, source=Source(name, ''), settings={})
     data = archive.to_bytes()
     again = from_bytes(data)
     assert again.to_bytes() == data
@@ -301,17 +288,11 @@ def test_records_that_do_not_fit_the_state_dict_are_refused():
     record = encode(WeightView('fc.weight', (6, 8), aliases=('tied.weight',)), weight)
 
     def archive_of(state_dict):
-        return Archive.from_state_dict(
-            state_dict, [record], dataset_meta={}, source=Source('', ''), settings={}
-        )
+        return Archive.from_state_dict(state_dict, [record], dataset_meta={}, source=Source('', ''), settings={})
 
     refused(lambda: archive_of({'fc.weight': weight}), "'tied.weight'", 'no such key')
-    refused(
-        lambda: archive_of({'fc.weight': weight.T, 'tied.weight': weight}), "'fc.weight'", '(6, 8)', '(8, 6)'
-    )
-    refused(
-        lambda: archive_of({'fc.weight': weight, 'tied.weight': weight.half()}), "'tied.weight'", 'float16'
-    )
+    refused(lambda: archive_of({'fc.weight': weight.T, 'tied.weight': weight}), "'fc.weight'", '(6, 8)', '(8, 6)')
+    refused(lambda: archive_of({'fc.weight': weight, 'tied.weight': weight.half()}), "'tied.weight'", 'float16')
     refused(lambda: archive_of({'fc.weight': weight, 'x': 3, 'tied.weight': weight}), "'x'", 'int')
 
 
@@ -338,9 +319,7 @@ def test_another_model_is_refused_in_one_sentence(data):
     del shapes['norm.bias']
     shapes['stem.weight'] = (16, 3, 3, 3)
     shapes.update({f'roi_head.{index}': (4,) for index in range(20)})
-    message = refused(
-        lambda: archive.check_against(shapes), 'model.riem', 'config and file do not belong together'
-    )
+    message = refused(lambda: archive.check_against(shapes), 'model.riem', 'config and file do not belong together')
     assert '20 missing: roi_head.0, roi_head.1' in message and 'roi_head.19' not in message
     assert '1 unexpected: norm.bias' in message
     assert '1 with another shape: stem.weight (expected (16, 3, 3, 3), found (8, 3, 3, 3))' in message
@@ -466,9 +445,7 @@ HOSTILE = st.one_of(
     st.sampled_from([2**31, 2**62, 2**64, -(2**63), 10**400]),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=5),
-    st.sampled_from(
-        ['', '\ud800', 'half', 'raw', 'float64', 'bfloat16', 'int64', 'sigmoid', 'in_first', 'constant']
-    ),
+    st.sampled_from(['', '\ud800', 'half', 'raw', 'float64', 'bfloat16', 'int64', 'sigmoid', 'in_first', 'constant']),
     st.lists(st.integers(-1, 2**33), max_size=4),
     st.just({}),
 )
@@ -522,9 +499,7 @@ def test_random_lies_in_the_manifest_never_raise_anything_but_riem_error(kinds):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(position=st.integers(0, 10**6), replacement=st.binary(max_size=4), width=st.integers(0, 6))
-def test_random_edits_of_the_manifest_text_never_raise_anything_but_riem_error(
-    data, position, replacement, width
-):
+def test_random_edits_of_the_manifest_text_never_raise_anything_but_riem_error(data, position, replacement, width):
     blobs = unpack(io.BytesIO(data), len(data), 'x')
     text = zlib.decompress(blobs['manifest'])
     position %= len(text)

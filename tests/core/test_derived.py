@@ -12,9 +12,7 @@ from mmriem.core.errors import RiemError
 def window_index(height, width):
     """Swin's index by its definition: offset of two tokens, counted from the smallest one."""
     tokens = [(y, x) for y in range(height) for x in range(width)]
-    rows = [
-        [(y - v + height - 1) * (2 * width - 1) + x - u + width - 1 for v, u in tokens] for y, x in tokens
-    ]
+    rows = [[(y - v + height - 1) * (2 * width - 1) + x - u + width - 1 for v, u in tokens] for y, x in tokens]
     return torch.tensor(rows)
 
 
@@ -45,9 +43,7 @@ def test_another_index_is_not_derived():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    value=st.one_of(
-        st.floats(width=16, allow_nan=False, allow_infinity=False), st.integers(-128, 127), st.booleans()
-    ),
+    value=st.one_of(st.floats(width=16, allow_nan=False, allow_infinity=False), st.integers(-128, 127), st.booleans()),
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).filter(lambda shape: shape != [1] * len(shape)),
     float_dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
     int_dtype=st.sampled_from([torch.int8, torch.int16, torch.int32, torch.int64]),

@@ -220,9 +220,7 @@ def test_copies_of_a_decoded_state_dict_fill_states_too(archive):
 
 
 def test_an_ordinary_checkpoint_is_refused():
-    with pytest.raises(
-        RiemError, match=r'^conv\.weight: expected states from a \.riem file.*tools/compress\.py'
-    ):
+    with pytest.raises(RiemError, match=r'^conv\.weight: expected states from a \.riem file.*tools/compress\.py'):
         live_net(exclude=('table',)).load_state_dict(plain_tensors(seeded(Net).state_dict()), strict=False)
 
 
@@ -230,9 +228,7 @@ def test_a_weight_of_another_shape_is_a_size_mismatch(archive):
     net = Net()
     net.head = nn.Linear(24, 40)
     make_live(net)
-    with pytest.raises(
-        RuntimeError, match=r'size mismatch for head\.weight: expected \(40, 24\), found \(32, 24\)'
-    ):
+    with pytest.raises(RuntimeError, match=r'size mismatch for head\.weight: expected \(40, 24\), found \(32, 24\)'):
         net.load_state_dict(archive.decode(), strict=False)
 
 
@@ -456,9 +452,7 @@ def test_states_that_are_loaded_among_initialisers_stay(archive):
         nn.init.normal_(net.head.weight)
         net.load_state_dict(archive.decode())
     state_dict = net.state_dict()
-    for name, value in (
-        next(r for r in archive.weights if r.view.name == 'head.weight').encoded.states().items()
-    ):
+    for name, value in next(r for r in archive.weights if r.view.name == 'head.weight').encoded.states().items():
         assert torch.equal(state_dict[f'head.riem.weight.{name}'], value)
 
 

@@ -106,9 +106,7 @@ def manifests(draw):
             dense.append([key, draw(SHAPE), draw(st.sampled_from(['float32', 'bfloat16'])), ()])
             first.append(dense[-1])
         elif kind == 'r':
-            derived.append(
-                DerivedRecord(key, draw(SHAPE), draw(st.sampled_from(list(DTYPES))), 'constant', (1, 2.5))
-            )
+            derived.append(DerivedRecord(key, draw(SHAPE), draw(st.sampled_from(list(DTYPES))), 'constant', (1, 2.5)))
         else:
             entry = draw(st.sampled_from(first))
             entry[-1] = (*entry[-1], key)
@@ -169,18 +167,14 @@ def test_a_record_costs_few_bytes_beside_its_hashes():
             length = int(generator.integers(100, 4000))
             rank = {'rank': int(generator.integers(1, 20)), 'state_bits': 5}
             weights.append(
-                WeightEntry(
-                    view, 'bilinear', rank, 2 * length, length, generator.bytes(32), generator.bytes(32)
-                )
+                WeightEntry(view, 'bilinear', rank, 2 * length, length, generator.bytes(32), generator.bytes(32))
             )
             norms = [f'{name}.bn.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
             dense += [DenseLayout(norm, (channels,), 'float32', 'half') for norm in norms]
             derived.append(DerivedRecord(f'{name}.bn.num_batches_tracked', (), 'int64', 'constant', (0,)))
             keys += [view.name, *norms, derived[-1].name]
     size = len(
-        compress_manifest(
-            example(keys=tuple(keys), weights=tuple(weights), dense=tuple(dense), derived=tuple(derived))
-        )
+        compress_manifest(example(keys=tuple(keys), weights=tuple(weights), dense=tuple(dense), derived=tuple(derived)))
     )
     hashes = 64 * len(weights)
     assert (size - hashes) / len(weights) < 20

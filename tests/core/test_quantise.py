@@ -122,9 +122,7 @@ def test_metric_rounding_against_all_combinations_of_levels(d, bits):
     metric, target = positive_definite(200, d, seed=1, spread=0.05), 1.2 * randn(200, d, seed=2)
     grid = Grid(torch.full((d,), -1.5), torch.full((d,), 3 / (2**bits - 1)).half().float(), bits)
     everything = torch.tensor(list(itertools.product(range(2**bits), repeat=d)))
-    all_errors = torch.stack(
-        [objective(grid, codes.expand(200, d), target, metric) for codes in everything], 1
-    )
+    all_errors = torch.stack([objective(grid, codes.expand(200, d), target, metric) for codes in everything], 1)
     best = all_errors.amin(1)
     found = objective(grid, grid.round_in_metric(target, metric), target, metric)
     nearest = objective(grid, grid.nearest(target), target, metric)
@@ -158,7 +156,7 @@ def test_what_defines_cancellation_holds_for_every_coordinate(d, shared):
     grid = Grid(torch.full((d,), -128 * 0.125), torch.full((d,), 0.125), 8)
     target = randn(rows, d, seed=8).double()
     codes = grid.round_in_metric(target, metric)
-    assert 0 < int(codes.min()) and int(codes.max()) < 255
+    assert int(codes.min()) > 0 and int(codes.max()) < 255
     error = (levels(grid)[0] + codes.double() * grid.step.double() - target) / grid.step.double()
     lower = torch.linalg.cholesky(metric)
     residual = torch.einsum('ned,ne->nd', lower.expand(rows, d, d), error)
@@ -210,9 +208,7 @@ def test_a_set_padding_bit_is_refused(position):
 
 
 def test_a_payload_is_read_piece_by_piece():
-    payload = (
-        np.array([1.5, -2.0], '<f2').tobytes() + np.array([0.1], '<f4').tobytes() + bytes([0b0110_1100])
-    )
+    payload = np.array([1.5, -2.0], '<f2').tobytes() + np.array([0.1], '<f4').tobytes() + bytes([0b0110_1100])
     reader = PayloadReader(payload, 9)
     halves, single, integers = reader.floats('<f2', (2, 1)), reader.floats('<f4', ()), reader.integers(2, (3,))
     assert halves.tolist() == [[1.5], [-2.0]] and halves.dtype == torch.float32

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mmriem.core.errors import RiemError
 from mmriem.core.representation import get_representation
-from mmriem.core.sigmoid import Sigmoid, parameter_count, payload_bits
+from mmriem.core.sigmoid import TILE, Sigmoid, parameter_count, payload_bits
 
 
 def randn(*shape, seed=0):
@@ -26,9 +26,7 @@ def snr(weight, decoded):
 
 
 def form_of(dq, dmu, shifts=6, row_blocks=1, col_blocks=1, state_bits=8):
-    return dict(
-        dq=dq, dmu=dmu, shifts=shifts, row_blocks=row_blocks, col_blocks=col_blocks, state_bits=state_bits
-    )
+    return dict(dq=dq, dmu=dmu, shifts=shifts, row_blocks=row_blocks, col_blocks=col_blocks, state_bits=state_bits)
 
 
 def payload_of(shape, form, seed=0, spread=2.0):
@@ -269,8 +267,8 @@ def test_the_largest_dq_within_the_budget_is_chosen(out, inputs, rate, bits):
         assert Sigmoid.configure(shape, budget, dq=form['dq'] + 1, state_bits=form['state_bits']) is None
         if bits:
             assert form['state_bits'] == bits
-    else:
-        smallest = form_of(1, 2, 6, math.ceil(out / 64), math.ceil(inputs / 128), bits or 4)
+    elif bits:
+        smallest = form_of(1, 2, 6, math.ceil(out / TILE[0]), math.ceil(inputs / TILE[1]), bits)
         assert payload_bits(shape, smallest) > budget
 
 
@@ -410,9 +408,7 @@ def test_half_the_state_bits_cost_less_than_half_the_fit():
 
 def test_the_same_seed_gives_the_same_bytes():
     weight, form = randn(30, 40), form_of(8, 4)
-    first, again, other = (
-        Sigmoid.fit(weight, form, seed=seed, effort=0.1).to_payload() for seed in (3, 3, 4)
-    )
+    first, again, other = (Sigmoid.fit(weight, form, seed=seed, effort=0.1).to_payload() for seed in (3, 3, 4))
     assert first == again != other
 
 
@@ -489,18 +485,14 @@ def test_weights_of_zero_leave_the_rest():
 @pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-6, 1e6, 1e30])
 def test_weights_of_any_scale_fit_as_well(scale):
     weight, form = randn(30, 40), form_of(16, 6)
-    reference, found = (
-        snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight * scale)
-    )
+    reference, found = (snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight * scale))
     assert found == pytest.approx(reference, abs=0.5)
 
 
 @pytest.mark.parametrize('mean', [5.0, -100.0, 1e4])
 def test_a_mean_far_from_zero_costs_nothing(mean):
     weight, form = randn(30, 40), form_of(16, 6)
-    reference, found = (
-        snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight + mean)
-    )
+    reference, found = (snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight + mean))
     assert found == pytest.approx(reference, abs=0.5)
 
 
@@ -520,7 +512,7 @@ def test_a_constant_matrix_is_exact(value):
         (torch.eye(30, 40), 3),
         (randn(30, 40).index_put((torch.tensor(3), torch.tensor(5)), torch.tensor(1e4)), 10),
     ],
-    ids='rank1 repeated one-row sparse eye outlier'.split(),
+    ids=['rank1', 'repeated', 'one-row', 'sparse', 'eye', 'outlier'],
 )
 @pytest.mark.parametrize('bits', [4, 8])
 def test_degenerate_matrices(weight, least, bits):

@@ -204,9 +204,7 @@ def detector():
     return nn.ModuleDict({'backbone': backbone, 'neck': neck, 'head': nn.Linear(32, 32), 'shared': neck})
 
 
-@pytest.mark.parametrize(
-    ('option', 'pattern'), [('include', 'bakbone.*'), ('include', '*.bias'), ('exclude', 'nek.*')]
-)
+@pytest.mark.parametrize(('option', 'pattern'), [('include', 'bakbone.*'), ('include', '*.bias'), ('exclude', 'nek.*')])
 def test_a_pattern_without_a_match_is_an_error_that_names_close_keys(option, pattern):
     with pytest.raises(RiemError) as raised:
         find_weights(detector(), **{option: ('*', pattern) if option == 'include' else (pattern,)})

@@ -61,9 +61,7 @@ def test_runner_checkpoint(runner_checkpoint):
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize(
-    'nested', [lambda s: s, lambda s: {'state_dict': s, 'meta': None}, lambda s: {'model': s}]
-)
+@pytest.mark.parametrize('nested', [lambda s: s, lambda s: {'state_dict': s, 'meta': None}, lambda s: {'model': s}])
 def test_places_of_the_state_dict(tmp_path, state_dict, nested, zipped):
     path = saved(tmp_path, nested(state_dict), _use_new_zipfile_serialization=zipped)
     checkpoint = read_checkpoint(path)
@@ -145,9 +143,7 @@ def test_missing_file_folder_and_riem(tmp_path, riem_file):
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    'tree', [[1, 2], {'epoch': 3, 'ema': {}}, {'state_dict': {}}, {'state_dict': {'a': 1}}, 7]
-)
+@pytest.mark.parametrize('tree', [[1, 2], {'epoch': 3, 'ema': {}}, {'state_dict': {}}, {'state_dict': {'a': 1}}, 7])
 def test_no_tensors_by_name(tmp_path, tree):
     with pytest.raises(RiemError, match='expected tensors by name'):
         read_checkpoint(saved(tmp_path, tree))
@@ -259,9 +255,7 @@ def test_harmless_differences(pair):
         (lambda s: s.update({'new.bias': torch.ones(4)}), r'wrong shape new\.bias \(4,\) instead of \(3,\)'),
         (lambda s: s.update({'old.bias': torch.ones(4)}), r'\(size mismatch for new\.bias'),
         (
-            lambda s: (
-                s.pop('norm.weight') is None or s.update({'norm.bias': torch.ones(4), 'b': torch.ones(1)})
-            ),
+            lambda s: s.pop('norm.weight') is None or s.update({'norm.bias': torch.ones(4), 'b': torch.ones(1)}),
             r'missing norm\.weight; unexpected b; wrong shape norm\.bias \(4,\) instead',
         ),
         (lambda s: s.clear() or s.update(a=torch.ones(1)), 'missing .* and 3 more; unexpected a'),

@@ -33,9 +33,7 @@ def test_pth_and_a_wrong_config(runner_checkpoint, tiny_config):
 
 
 def test_build_leaves_the_config_as_it_was():
-    config = read_config(
-        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
-    )  # DINO writes to its bbox_head's settings
+    config = read_config('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py')  # DINO writes to its bbox_head's settings
     before = config.pretty_text
     build_detector(config)
     assert config.pretty_text == before

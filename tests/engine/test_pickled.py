@@ -33,9 +33,7 @@ def save(tmp_path, tree):
     return path
 
 
-numbers = st.one_of(
-    hnp.integer_dtypes(endianness='?'), hnp.floating_dtypes(endianness='?', sizes=(16, 32, 64))
-)
+numbers = st.one_of(hnp.integer_dtypes(endianness='?'), hnp.floating_dtypes(endianness='?', sizes=(16, 32, 64)))
 dtypes = st.one_of(numbers, hnp.boolean_dtypes(), hnp.unicode_string_dtypes(endianness='?'))
 arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), arrays)
@@ -69,9 +67,7 @@ def same(read, tree):
         assert read == tree or (read != read and tree != tree)
 
 
-@pytest.mark.parametrize(
-    'value', [np.float64(2.5), np.int32(-7), np.bool_(True), np.str_('größe'), np.float16(0.1)]
-)
+@pytest.mark.parametrize('value', [np.float64(2.5), np.int32(-7), np.bool_(True), np.str_('größe'), np.float16(0.1)])
 def test_numpy_scalars(tmp_path, value):
     read = load_plain(save(tmp_path, value))
     assert type(read) is type(value) and read == value

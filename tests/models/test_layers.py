@@ -42,9 +42,7 @@ def test_in_a_stock_backbone_and_neck():
     for part in parts.values():
         part.init_weights()
     assert type(live.neck.fpn_convs[0].conv) is RieMConv2d
-    stock = nn.ModuleDict(
-        dict(backbone=ResNet(18, base_channels=8, norm_eval=False), neck=FPN([8, 16, 32, 64], 16, 4))
-    )
+    stock = nn.ModuleDict(dict(backbone=ResNet(18, base_channels=8, norm_eval=False), neck=FPN([8, 16, 32, 64], 16, 4)))
     settings = Settings('bilinear', ratio=0.6)
     archive = compress(stock, settings, dataset_meta={}, source=Source('x.pth', '0' * 64)).archive
     live.load_state_dict(archive.decode())

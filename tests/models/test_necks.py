@@ -31,9 +31,7 @@ def test_states_of_a_compressed_neck():
 
 
 def test_initialised_by_its_own_rule():
-    neck = MODELS.build(
-        dict(type='mmriem.RieMFPN', riem=dict(representation='bilinear', ratio=0.4), **OPTIONS)
-    )
+    neck = MODELS.build(dict(type='mmriem.RieMFPN', riem=dict(representation='bilinear', ratio=0.4), **OPTIONS))
     neck.init_weights()
     conv = neck.fpn_convs[0].conv
     assert isinstance(conv, LiveModule)

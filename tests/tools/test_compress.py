@@ -218,7 +218,9 @@ def test_stock_config_of_the_wheel(call_here, tools, tmp_path):
 
     name = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
     smaller = {'model.backbone.widen_factor': 0.125, 'model.neck.in_channels': [32, 64, 128]}
-    smaller.update({'model.neck.out_channels': 32, 'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 32})
+    smaller.update(
+        {'model.neck.out_channels': 32, 'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 32}
+    )
     torch.manual_seed(0)
     detector = build_detector(read_config(name, smaller))
     torch.save(detector.state_dict(), tmp_path / 'c.pth')

@@ -10,6 +10,4 @@ def test_makes_the_set_once(call, tools, tmp_path):
     assert 'already there' in second.stdout
     other = call(tools / 'make_digits.py', tmp_path / 'set', '--train', 2, '--val', 1, '--seed', 5)
     assert other.returncode == 1
-    assert (
-        other.stderr.startswith('error: ') and '--force' in other.stderr and 'Traceback' not in other.stderr
-    )
+    assert other.stderr.startswith('error: ') and '--force' in other.stderr and 'Traceback' not in other.stderr

@@ -118,9 +118,7 @@ def free_port() -> int:
 
 def test_two_processes(call, call_here, tools, tiny_config, riem_file, tmp_path):
     flags = ['--work-dir', 'two', '--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
-    done = call(
-        tools / 'dist_test.sh', tiny_config, riem_file, 2, *flags, cwd=tmp_path, PORT=str(free_port())
-    )
+    done = call(tools / 'dist_test.sh', tiny_config, riem_file, 2, *flags, cwd=tmp_path, PORT=str(free_port()))
     assert done.returncode == 0, done.stderr
     assert call_here(tools / 'test.py', tiny_config, riem_file, '--work-dir', 'one') is None
     one, two = (metrics(tmp_path / name)['coco/bbox_mAP'] for name in ('one', 'two'))
