@@ -395,8 +395,10 @@ def test_moving():
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_copies(copied):
     net = live_net().eval()
+    size = len(pickle.dumps(net))
     with torch.no_grad():
         before = net(inputs())
+        assert len(pickle.dumps(net)) == size  # without the kept weights
         other = copied(net)
         assert [type(module) for module in other.modules()] == [type(module) for module in net.modules()]
         assert torch.equal(other(inputs()), before)
