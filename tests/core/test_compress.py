@@ -73,6 +73,14 @@ def compressed(request, net):
     return run(net, representation=request.param, effort=0.2)
 
 
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 # ---- what comes out
 
 
@@ -201,9 +209,9 @@ def test_any_number_of_weights_fits_the_size_asked_for(count):
 
 def test_a_budget_that_is_too_small_is_one_error():
     for budget in ({'ratio': 0.001}, {'bits': 0.01}):
-        with pytest.raises(RiemError, match='bytes of what stays dense.* larger ratio or more bits'):
+        with pytest.raises(RiemError, match=r'bytes of what stays dense.* larger ratio or more bits'):
             run(**budget)
-    with pytest.raises(RiemError, match='bytes are too few for 5 weights.* larger ratio or more bits'):
+    with pytest.raises(RiemError, match=r'bytes are too few for 5 weights.* larger ratio or more bits'):
         run(bits=1.5)
 
 
@@ -211,14 +219,13 @@ def test_a_budget_that_is_too_small_is_one_error():
 
 
 @pytest.mark.parametrize('name', ['sigmoid', 'bilinear'])
-def test_the_bytes_depend_on_model_and_settings_only(name, net):
-    before = torch.get_num_threads()
+def test_the_bytes_depend_on_model_and_settings_only(name, net, three_threads):
     results = [
         run(net, representation=name, seed=seed, seeds=2, threads=threads).archive.to_bytes()
         for seed, threads in ((7, 1), (7, 1), (7, 2), (7, 4))
     ]
     assert len(set(results)) == 1
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 3
     if name == 'sigmoid':
         assert run(net, seed=8, seeds=2).archive.to_bytes() != results[0]
 
@@ -296,7 +303,7 @@ def workers():
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError, RiemError])
 @pytest.mark.parametrize('threads', [1, 2])
-def test_an_exception_in_the_callback_stops_all_workers(error, threads):
+def test_an_exception_in_the_callback_stops_all_workers(error, threads, three_threads):
     calls = []
 
     def interrupt(share, name):
@@ -304,10 +311,9 @@ def test_an_exception_in_the_callback_stops_all_workers(error, threads):
         if len(calls) == 5:
             raise error('enough')
 
-    before = torch.get_num_threads()
     with pytest.raises(error, match='enough'):
         run(Large(), threads=threads, effort=1000, on_progress=interrupt)
-    assert not workers() and torch.get_num_threads() == before
+    assert not workers() and torch.get_num_threads() == 3
     assert len(calls) <= 5 + threads
 
 

@@ -276,6 +276,8 @@ def test_options_fix_single_settings():
     fixed = form_of(9, 3, shifts=4, row_blocks=1, col_blocks=1, state_bits=7)
     assert Sigmoid.configure((300, 300), 1e6, **fixed) == fixed
     assert Sigmoid.configure((300, 300), 100, **fixed) is None
+    free = Sigmoid.configure((300, 300), 1e5)
+    assert free['shifts'] == 6 and free['dq'] > 1 and free['dmu'] % 2 == 0
     for option in ({'state_bits': 9}, {'shifts': 100}, {'row_blocks': 301}):
         with pytest.raises(RiemError):
             Sigmoid.configure((300, 300), 1e6, **option)
@@ -398,12 +400,13 @@ def test_more_bytes_fit_better():
     assert found == sorted(found) and found[0] > 2 and found[-1] > 25
 
 
-def test_half_the_state_bits_cost_less_than_half_the_fit():
+def test_few_state_bits_cost_less_than_rounding_to_the_nearest_level():
+    """To the nearest level, 3 bits would cost 5.6 dB of the 8.8 dB."""
     weight = randn(40, 60)
     fine, coarse = (
-        snr(weight, Sigmoid.fit(weight, form_of(12, 4, state_bits=bits), effort=0.5).decode()) for bits in (8, 4)
+        snr(weight, Sigmoid.fit(weight, form_of(12, 4, state_bits=bits), effort=0.5).decode()) for bits in (8, 3)
     )
-    assert fine > 8 and coarse > fine - 3
+    assert fine > 8 and coarse > fine - 5
 
 
 def test_the_same_seed_gives_the_same_bytes():
