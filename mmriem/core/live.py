@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .container import WeightRecord
 from .errors import RiemError
 from .quantise import STATE_BITS
 from .representation import Representation, get_representation, representation_names
@@ -312,12 +313,15 @@ class LiveModule:
 
 def _states_of(key: str, tensor: Tensor) -> dict[str, Tensor]:
     """States of a tensor that was decoded from a ``.riem`` file; ``dense`` where the file keeps it so."""
-    if not hasattr(tensor, 'riem'):
+    record = getattr(tensor, STATES, False)
+    if record is None:
+        return {DENSE: tensor}
+    if not isinstance(record, WeightRecord):
         raise RiemError(
             f'{key}: expected states from a .riem file for a RieM module, found the weight of an ordinary '
             'checkpoint; compress that with its stock config (tools/compress.py) and load the .riem file'
         )
-    return {DENSE: tensor} if tensor.riem is None else tensor.riem.encoded.states()
+    return record.encoded.states()
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections import OrderedDict
 
@@ -544,3 +545,12 @@ def test_distributed_training_needs_the_sizes_first(archive, one_process):
     wrapped.module.load_state_dict(archive.decode())
     wrapped(inputs()).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_tensors_that_went_through_a_pth_file_have_no_states(archive):
+    file = io.BytesIO()
+    torch.save(archive.decode(), file)
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in archive.decode().items())
+    with pytest.raises(RiemError, match='found the weight of an ordinary checkpoint'):
+        live_net().load_state_dict(loaded)
