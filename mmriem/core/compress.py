@@ -19,7 +19,7 @@ from .dense import store
 from .errors import RiemError
 from .manifest import Source
 from .representation import Representation, get_representation
-from .surgery import DEFAULT_MIN_NUMEL, WeightView, find_weights
+from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_weights
 
 OnProgress = Callable[[float, str], None]
 """Called with the share of the work done, 0 to 1, and the name of the weight that it concerns."""
@@ -103,7 +103,9 @@ def compress(
     archive = Archive.from_state_dict(
         state_dict, records, dataset_meta=dataset_meta, source=source, settings=_recorded(settings)
     )
-    return Compressed(archive, _report(archive, state_dict, fits, settings, seconds))
+    report = _report(archive, state_dict, fits, settings, seconds)
+    report['weights'] = _with_the_others(report['weights'], model, state_dict)
+    return Compressed(archive, report)
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,7 @@ def _fit_all(
 def _fit(tensor: Tensor, plan: Plan, settings: Settings, device: str, progress: Callable[[float], None]) -> _Fitted:
     started = time.perf_counter()
     if plan.settings is None:
-        stored = store(plan.view.name, tensor)
-        return _Fitted(plan.view, None, stored.decode(), 8 * stored.layout.n_bytes, 0.0)
+        return _keep_dense(plan.view, tensor)
     matrix = plan.view.to_matrix(tensor).to(device)
     try:
         encoded: Representation = get_representation(settings.representation).fit(
@@ -218,6 +219,11 @@ def _fit(tensor: Tensor, plan: Plan, settings: Settings, device: str, progress: 
     record = WeightRecord(plan.view, encoded)
     decoded = record.decode()
     return _Fitted(plan.view, record, decoded, encoded.payload_bits(), time.perf_counter() - started)
+
+
+def _keep_dense(view: WeightView, tensor: Tensor) -> _Fitted:
+    stored = store(view.name, tensor)
+    return _Fitted(view, None, stored.decode(), 8 * stored.layout.n_bytes, 0.0)
 
 
 def _report(
@@ -243,6 +249,17 @@ def _report(
             'wall_seconds': seconds,
         },
     }
+
+
+def _with_the_others(
+    entries: Sequence[dict[str, Any]], model: nn.Module, state_dict: Mapping[str, Tensor]
+) -> list[dict[str, Any]]:
+    """The entries, and those of the weights that were not to be compressed: too small, or left out by a pattern."""
+    named = {entry['name']: entry for entry in entries}
+    return [
+        named.get(view.name) or _entry(_keep_dense(view, state_dict[view.name]), state_dict[view.name])
+        for view in every_weight(model)
+    ]
 
 
 def _entry(fit: _Fitted, tensor: Tensor) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def find_weights(
     [(32, 144)]
     """
     owners = list(parameter_owners(model))
-    candidates = [view for view in _views(owners) if view is not None]
+    candidates = every_weight(model)
     _require_matches('include', include, [name for view in candidates for name in _keys(view)])
     _require_matches('exclude', exclude, [owner.name for owner in owners])
     return [
@@ -164,6 +164,11 @@ def find_weights(
         and math.prod(view.shape) >= min_numel
         and min(view.matrix_shape) > 1
     ]
+
+
+def every_weight(model: nn.Module) -> list[WeightView]:
+    """All floating parameters of two or more dimensions, in state-dict order, each shared one once."""
+    return [view for view in _views(parameter_owners(model)) if view is not None]
 
 
 def _views(owners: Iterable[ParameterOwner]) -> Iterator[WeightView | None]:
