@@ -1,4 +1,4 @@
-"""The ``.riem`` file (DESIGN section 5): archives of compressed weights, read strictly, written atomically.
+"""The ``.riem`` file: archives of compressed weights, read strictly, written atomically.
 
 A file is a safetensors file (``mmriem.core.framing``) of at most five tensors: ``dense32``, ``dense16`` and
 ``raw`` hold what stays dense, ``streams`` the payloads of the compressed weights, ``manifest`` says what is

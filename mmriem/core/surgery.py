@@ -1,4 +1,4 @@
-"""Find the weights of any module and see each of them as a weight matrix (DESIGN section 1)."""
+"""Find the weights of any module and see each of them as a weight matrix."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def block_of(index, size, count):
 
 
 def formula(states):
-    """DESIGN section 2, pair by pair in float64; with several tiles each has states of its own."""
+    """The formula of the module, pair by pair in float64; with several tiles each has states of its own."""
     q, p, metric, b, w, c = (states[name].double().numpy() for name in ('q', 'p', 'M', 'b', 'w', 'c'))
     shifts, dmu, dq = metric.shape
     weight = np.zeros((q.shape[1], p.shape[1]))
