@@ -199,7 +199,11 @@ def test_damaged_files_are_one_line(call, tools, tiny_config, riem_file, tmp_pat
 def test_interrupted_leaves_nothing(tools, tiny_config, runner_checkpoint, tmp_path):
     command = [sys.executable, tools / 'compress.py', tiny_config, runner_checkpoint]
     process = subprocess.Popen(
-        [*map(str, command), '--out', 'o', '--effort', '1000'], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [*map(str, command), '--out', 'o', '--effort', '1000'],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with &
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / 'o').exists() and time.monotonic() < deadline:
