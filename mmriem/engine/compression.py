@@ -113,13 +113,12 @@ def compress_detector(
         threads=threads,
         on_progress=on_progress,
     )
-    size = container.write(outputs.riem, compressed.archive, force=force)
+    container.write(outputs.riem, compressed.archive, force=force)
     report = {
         'file': outputs.riem.name,
         'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
         **compressed.report,
     }
-    report['totals']['bytes'] = size
     _write_text(outputs.config, loading_config(cfg, outputs.riem.name))
     _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
     return report
