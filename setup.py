@@ -22,7 +22,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['mmriem', 'mmriem.*']),
-    install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4'],
+    install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
     extras_require={
         # mmcv must be built with its ops, see tools/setup_env.sh
         'mmdet': ['mmengine>=0.10.7', 'mmcv>=2.1.0,<2.2.0', 'mmdet>=3.3.0', 'pycocotools', 'rich'],

@@ -1,0 +1,447 @@
+"""Entropy coding of integer matrices whose rows and columns have scales of their own.
+
+Magnitudes are coded tile by tile. What a symbol is expected to be follows from the tokens decoded before it: their
+sums in its row, in its column and among the other taps of its kernel, each drawn to the mean as far as it rests on
+few symbols. Symbols of about the same expectation form a class, whose distribution starts as a geometric one and
+adapts. Four numbers say how far rows, columns, channels and kernels differ; no other side information is stored.
+
+Everything that decides a distribution is a sum of integers or one elementwise IEEE operation after the other, so the
+bytes are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from constriction import stream
+
+from .errors import RiemError
+
+DIRECT = 16
+"""Magnitudes below are their own token; larger ones share a token for half an octave and have further bits."""
+TOKENS = DIRECT + 2 * 28
+STEPS = 4
+"""Classes for each octave of the expected magnitude, a power of two."""
+OCTAVES = (-8, 6)
+CLASSES = STEPS * (OCTAVES[1] - OCTAVES[0])
+UNIT = 4096
+"""Weight of one symbol in the frequencies of its own class; a quarter of it counts in the classes beside it."""
+PRIOR = 12
+"""Symbols that the geometric distribution stands for in each class."""
+RARE = 16
+"""Frequency that every token has, however unlikely."""
+TILE = 4
+"""Rows and channels of the first tile."""
+MOST_ROWS, MOST_CHANNELS = 128, 512
+"""Rows and channels of the largest tile."""
+TAPS = (1, 3)
+"""Sizes of the first groups of taps that are coded together, so that the others see what is in their kernel."""
+SINGLE = 8
+"""Channels of the first rows whose taps are coded one by one, since little is known yet."""
+SHRINKAGES = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 2.0**24)
+"""Choices for the weight of the mean, in symbols, against what was decoded."""
+FIXED = SHRINKAGES[-1]
+"""The choice that leaves the mean as it is."""
+WINDOWS = (1, 2, 4, 16, 64)
+"""Choices for how many integers of a vector predict the next."""
+
+_BITS_24 = stream.model.Uniform(1 << 24)
+_TOO_LARGE = 'integer stream: expected integers of 32 bits, found a larger one; the file is damaged'
+_STEP_BITS = STEPS.bit_length() - 1
+_LOW = np.array([*range(DIRECT), *(half << (e - 1) for e in range(4, 32) for half in (2, 3))], np.uint32)
+_EXTRA = np.array([0] * DIRECT + [e - 1 for e in range(4, 32) for _ in range(2)], np.uint8)
+
+
+def _geometric() -> np.ndarray:
+    """Integer frequencies of the tokens in each class, ``(CLASSES, TOKENS)`` float64, which sum to about PRIOR."""
+    octave, step = np.divmod(np.arange(CLASSES), STEPS)
+    mean = np.ldexp(1 + (step + 0.5) / STEPS, octave + OCTAVES[0])
+    ratio = mean / (1 + mean)
+    above = [np.ones(CLASSES)]
+    for _ in range(DIRECT):
+        above.append(above[-1] * ratio)
+    power, half = above[DIRECT], above[DIRECT // 2]
+    while len(above) < TOKENS:
+        above += [power * half, power * power]
+        power, half = above[-1], power
+    above[TOKENS:] = [np.zeros(CLASSES)]
+    return np.rint(PRIOR * UNIT * -np.diff(above, axis=0).T) + RARE
+
+
+_PRIOR = _geometric()
+
+
+class _Writer:
+    """Collects symbols with their distributions; the coder wants them last to first."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[np.ndarray, object]] = []
+
+    def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
+        self._calls.append((symbols, model))
+        return symbols
+
+    def payload(self) -> bytes:
+        coder = stream.stack.AnsCoder()
+        coder.encode_reverse(np.array([1], np.int32), _BITS_24)
+        for symbols, model in reversed(self._calls):
+            coder.encode_reverse(symbols, model)
+        return coder.get_compressed().astype('<u4').tobytes().rstrip(b'\0')
+
+
+class _Reader:
+    """Gives back what a writer collected; of the symbols it is called with, only their number counts."""
+
+    def __init__(self, payload: bytes) -> None:
+        if payload[-1:] == b'\0':
+            raise RiemError('integer stream: expected no zero byte at its end, found one; the file is damaged')
+        words = np.frombuffer(payload + bytes(-len(payload) % 4), '<u4').astype(np.uint32)
+        self._coder = stream.stack.AnsCoder(words)
+
+    def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
+        return self._coder.decode(model, len(symbols))
+
+    def finish(self) -> None:
+        # a stream that ran out has given zeros only
+        if self._coder.decode(_BITS_24) != 1 or not self._coder.is_empty():
+            raise RiemError(
+                'integer stream: expected its end after the last integer, found it elsewhere; the file is damaged'
+            )
+
+
+def encode(symbols: np.ndarray, period: int = 1) -> bytes:
+    """The bytes of an integer matrix, which :func:`decode` reads; one byte where every integer is zero.
+
+    Args:
+        symbols: ``(rows, channels * period)``, integers that int32 can hold.
+        period: columns of one input channel, the taps of its kernel, next to each other.
+
+    Raises:
+        RiemError: an integer that int32 cannot hold, or columns that the period does not divide.
+    """
+    symbols = _int32(symbols)
+    _check_shape(symbols.shape, period)
+    writer = _Writer()
+    _write(writer, np.abs(symbols).view(np.uint32), symbols < 0, period)
+    return writer.payload()
+
+
+def decode(data: bytes, shape: tuple[int, int], period: int = 1) -> np.ndarray:
+    """The matrix that :func:`encode` was given: int32 of ``shape``.
+
+    Raises:
+        RiemError: the bytes are not those of a matrix of this shape and period.
+    """
+    _check_shape(shape, period)
+    reader = _Reader(data)
+    magnitudes, negative = _read(reader, shape, period)
+    reader.finish()
+    if (magnitudes > (1 << 31) - 1 + negative.astype(np.uint32)).any():
+        raise RiemError(_TOO_LARGE)
+    minus = negative.astype(np.int32)
+    return ((magnitudes.view(np.int32) ^ -minus) + minus).reshape(shape)
+
+
+def encode_vector(values: np.ndarray) -> bytes:
+    """The bytes of a vector of integers, ``(count,)``, which :func:`decode_vector` reads.
+
+    Each is predicted by the mean of those before it, of as many as make the fewest bytes.
+
+    Raises:
+        RiemError: an integer that int32 cannot hold.
+    """
+    values = _int32(values).tolist()
+    payloads = []
+    for choice, window in enumerate(WINDOWS):
+        differences = np.array([x - _mean(values[max(0, at - window) : at]) for at, x in enumerate(values)], np.int64)
+        magnitudes, negative = np.abs(differences).astype(np.uint32), differences < 0
+        writer = _Writer()
+        _code_integer(writer, choice, len(WINDOWS))
+        _code_first(writer, magnitudes[:1], negative[:1])
+        _write(writer, magnitudes[None, 1:], negative[None, 1:])
+        payloads.append(writer.payload())
+    return min(payloads, key=len)
+
+
+def decode_vector(data: bytes, count: int) -> np.ndarray:
+    """The vector that :func:`encode_vector` was given: int32 ``(count,)``.
+
+    Raises:
+        RiemError: the bytes are not those of a vector of this length.
+    """
+    reader = _Reader(data)
+    window = WINDOWS[_code_integer(reader, 0, len(WINDOWS))]
+    first = np.zeros(min(count, 1), np.uint32), np.zeros(min(count, 1), bool)
+    _code_first(reader, *first)
+    others = _read(reader, (1, max(count - 1, 0)), 1)
+    reader.finish()
+    magnitudes, negative = (np.append(*pair) for pair in zip(first, others))
+    values: list[int] = []
+    for difference in np.where(negative, -1, 1) * magnitudes.astype(np.int64):
+        values.append(_mean(values[-window:]) + int(difference))
+        if not -(1 << 31) <= values[-1] < 1 << 31:
+            raise RiemError(_TOO_LARGE)
+    return np.array(values, np.int32)
+
+
+def _mean(values: list[int]) -> int:
+    """Rounded; 0 of none."""
+    return (2 * sum(values) + len(values)) // (2 * len(values)) if values else 0
+
+
+def _code_first(coder: _Writer | _Reader, magnitudes: np.ndarray, negative: np.ndarray) -> None:
+    """Codes the first difference of a vector, which says nothing of the others; a reader fills it in."""
+    for token in _tokens(magnitudes):
+        token = _code_integer(coder, int(token), TOKENS)
+        magnitudes |= _LOW[token]
+        _code_bits(coder, np.array([token], np.uint8), magnitudes, negative)
+
+
+def _write(writer: _Writer, magnitudes: np.ndarray, negative: np.ndarray, period: int = 1) -> None:
+    """Codes a matrix as magnitudes, uint32, and signs."""
+    tokens = _tokens(magnitudes)
+    largest = int(tokens.max(initial=0))
+    _code_integer(writer, largest, TOKENS)
+    if largest:
+        choices = _shrinkages(tokens.astype(np.int32), period)[: _choices(len(tokens), period)]
+        for choice in choices:
+            _code_integer(writer, choice, len(SHRINKAGES))
+        planes = np.ascontiguousarray(tokens.reshape(len(tokens), -1, period).transpose(2, 0, 1))
+        _code_tokens(writer, planes, choices, largest + 1)
+        _code_bits(writer, tokens.reshape(-1), magnitudes.reshape(-1), negative.reshape(-1))
+
+
+def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes, uint32, and signs of a matrix, flat."""
+    rows, columns = shape
+    planes = np.zeros((period, rows, columns // period), np.uint8)
+    largest = _code_integer(reader, 0, TOKENS)
+    if largest:
+        choices = [_code_integer(reader, 0, len(SHRINKAGES)) for _ in range(_choices(rows, period))]
+        _code_tokens(reader, planes, choices, largest + 1)
+    tokens = planes.transpose(1, 2, 0).reshape(-1)
+    if largest != (found := int(tokens.max(initial=0))):
+        raise RiemError(f'integer stream: expected {largest} as its largest token, found {found}; the file is damaged')
+    magnitudes, negative = _LOW[tokens], np.zeros(len(tokens), bool)
+    _code_bits(reader, tokens, magnitudes, negative)
+    return magnitudes, negative
+
+
+def _choices(rows: int, period: int) -> int:
+    """How many shrinkages are stored."""
+    if period > 1:
+        return 4
+    return 2 if rows > 1 else 0
+
+
+def _int32(values: np.ndarray) -> np.ndarray:
+    """The same integers, contiguous in int32."""
+    stored = np.ascontiguousarray(values).astype(np.int32)
+    if (stored != values).any():
+        raise RiemError('integers to code: expected integers of 32 bits, found a number that is not')
+    return stored
+
+
+def _check_shape(shape: tuple[int, ...], period: int) -> None:
+    if len(shape) != 2 or min(shape) < 0 or period < 1 or shape[1] % period:
+        raise RiemError(f'integer matrix: expected rows and columns, multiples of {period}, found {tuple(shape)}')
+
+
+def _tokens(magnitudes: np.ndarray) -> np.ndarray:
+    """uint32 to uint8 of the same shape."""
+    tokens = np.minimum(magnitudes, DIRECT).astype(np.uint8)
+    large = magnitudes[magnitudes >= DIRECT]
+    exponent = np.frexp(large.astype(np.float64))[1].astype(np.uint32) - 1
+    tokens[magnitudes >= DIRECT] = DIRECT + 2 * (exponent - 4) + (large >> (exponent - 1) & 1)
+    return tokens
+
+
+def _shrinkages(sizes: np.ndarray, period: int) -> list[int]:
+    """Which of SHRINKAGES suit rows, columns, channels and kernels; of a period 1, rows and columns only.
+
+    The weight of the mean is the variance of one symbol over the variance of the expectations (Buehlmann's
+    credibility), here from the moments of the whole matrix. All sums are of integers, or exactly rounded.
+    """
+    count, columns_of = len(sizes), sizes.shape[1]
+    rows, columns = (sizes.sum(axis, dtype=np.int64) for axis in (1, 0))
+    total, squares = int(rows.sum()), int((sizes * sizes).sum(dtype=np.int64))
+    mean = total / sizes.size
+    variance = squares / sizes.size - mean * mean
+
+    def weight(deviations: np.ndarray, symbols: int, freedom: float = 1.0) -> float:
+        between = math.fsum((deviations * deviations).reshape(-1).tolist()) / deviations.size * freedom
+        return _ratio(variance, between - variance / symbols)
+
+    weights = [weight(rows / columns_of - mean, columns_of)]
+    if period == 1:
+        weights.append(weight(columns / count - mean, count))
+    else:
+        kernels = sizes.reshape(count, -1, period).sum(2, dtype=np.int64)
+        channels, taps = (columns.reshape(-1, period).sum(axis) for axis in (1, 0))
+        fit = channels[:, None] * (taps / (total * count))
+        weights.append(weight(columns.reshape(-1, period) / count - fit, count, period / (period - 1)))
+        weights.append(weight(channels / (count * period) - mean, count * period))
+        # the squared deviations of kernels in excess of those of independent taps, from the product of row and column
+        row_square, column_square, channel_square = (_dot(x, x) for x in (rows, columns, channels))
+        apart = squares - (2 * _dot(rows, sizes @ columns) - row_square * column_square / total) / total
+        together = _dot(kernels.reshape(-1), kernels.reshape(-1))
+        together -= (2 * _dot(rows, kernels @ channels) - row_square * channel_square / total) / total
+        expected = row_square * (channel_square - column_square) / total**2
+        weights.append(_ratio(apart / total * expected, together - apart))
+    return [sum(weight > 2 * choice for choice in SHRINKAGES[:-1]) for weight in weights]
+
+
+def _ratio(over: float, under: float) -> float:
+    return over / under if under > over * 1e-9 and under > 0 else math.inf
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> int:
+    return sum(a * b for a, b in zip(left.tolist(), right.tolist()))
+
+
+def _code_tokens(coder: _Writer | _Reader, planes: np.ndarray, choices: list[int], alphabet: int) -> None:
+    """Codes tokens below ``alphabet``, ``(period, rows, channels)`` uint8; a reader fills them in.
+
+    Args:
+        choices: which of SHRINKAGES hold for rows, columns, channels and kernels; where there are fewer, FIXED.
+    """
+    by_row, by_column, by_channel, by_kernel = (*(SHRINKAGES[choice] for choice in choices), *[FIXED] * 4)[:4]
+    period, rows, channels = planes.shape
+    model = _Distributions(coder, alphabet)
+    column_sums = np.zeros((period, channels))
+    tap_sums, tap_counts = np.zeros(period), np.zeros(period)
+    for down in _blocks(rows, MOST_ROWS, 2):
+        row_sums, strip_sum, strip_count = np.zeros(down.stop - down.start), 0.0, 0
+        for across in _blocks(channels, MOST_CHANNELS, 4 if down.start else 2):
+            kernel_sums = np.zeros((len(row_sums), across.stop - across.start), np.float32)
+            for taps in _tap_groups(period, down.start, across.start, by_kernel):
+                mean = (tap_sums.sum() + 1) / (tap_counts.sum() + 2)
+                tap_scale = (tap_sums / mean + 32) / (tap_counts + 32)
+                seen = np.where(np.arange(period) < taps.start, down.stop, down.start)
+                sums = column_sums[:, across]
+                # the sum of Python adds one row after the other, an order that numpy does not promise for floats
+                channel = (sums.sum(0) + by_channel * mean) / (sum(seen * tap_scale) + by_channel)
+                column = (sums + by_column * tap_scale[:, None] * channel) / (seen[:, None] + by_column)
+                row = np.ones(len(row_sums))
+                if strip_sum:
+                    row = (row_sums * (down.stop * strip_count / strip_sum) + by_row) / (strip_count + by_row)
+                row, column = row.astype(np.float32)[:, None], column.astype(np.float32)
+                expected = row * column[taps, None, :]
+                if taps.start and by_kernel != FIXED:
+                    weight = np.float32(by_kernel)
+                    expected *= (kernel_sums + weight) / (row * sum(column[: taps.start]) + weight)
+                tokens = planes[taps, down, across]
+                model.code(tokens, expected)
+                found = tokens.astype(np.int32)
+                row_sums += found.sum((0, 2))
+                kernel_sums += found.sum(0)
+                column_sums[taps, across] += found.sum(1)
+                tap_sums[taps] += found.sum((1, 2))
+                tap_counts[taps] += kernel_sums.size
+                # of the columns that this strip has, all rows down to its end
+                strip_sum += float(column_sums[taps, across].sum())
+                strip_count += len(tokens) * kernel_sums.shape[1]
+
+
+def _blocks(count: int, largest: int, growth: int) -> Iterator[slice]:
+    """Cuts ``0 .. count`` into blocks that grow from TILE to ``largest``."""
+    start = 0
+    while start < count:
+        stop = max(TILE, min(growth * start, start + largest))
+        if count - stop < (stop - start) // 2:
+            stop = count
+        yield slice(start, stop)
+        start = stop
+
+
+def _tap_groups(period: int, top: int, left: int, by_kernel: float) -> Iterator[slice]:
+    """Cuts ``0 .. period`` into the taps that are coded together in the tile at row ``top`` and channel ``left``."""
+    sizes = (*TAPS, period)
+    if top == 0 and left < SINGLE:
+        sizes = (1,) * min(period, 64) + (period,)
+    elif top and by_kernel == FIXED:
+        sizes = (period,)
+    start = 0
+    for size in sizes:
+        if start < period:
+            yield slice(start, min(start + size, period))
+        start += size
+
+
+class _Distributions:
+    """The frequencies of the tokens in each class, which adapt to what was coded."""
+
+    def __init__(self, coder: _Writer | _Reader, alphabet: int) -> None:
+        self._coder = coder
+        self._alphabet = alphabet
+        self._prior = _PRIOR[:, :alphabet]
+        self._counts = np.zeros((CLASSES + 2, alphabet))  # with an empty class at either end
+
+    def code(self, tokens: np.ndarray, expected: np.ndarray) -> None:
+        """Codes tokens, uint8, whose expected magnitudes are float32 of the same shape; a reader fills them in."""
+        classes = _classes(expected).reshape(-1)
+        order = np.argsort(classes, kind='stable')
+        sizes = np.bincount(classes, minlength=CLASSES)
+        used = np.flatnonzero(sizes)
+        beside = self._counts[used] + self._counts[used + 2]
+        frequencies = UNIT * self._counts[used + 1] + UNIT // 4 * beside + self._prior[used]
+        flat = tokens.reshape(-1)[order].astype(np.int32)
+        start = 0
+        for size, frequency in zip(sizes[used].tolist(), frequencies):
+            part = flat[start : start + size]
+            part[:] = self._coder.code(part, _categorical(frequency))
+            start += size
+        restored = np.empty(len(flat), np.uint8)
+        restored[order] = flat
+        tokens[...] = restored.reshape(tokens.shape)
+        pairs = classes.astype(np.intp) * self._alphabet + restored
+        self._counts[1:-1] += np.bincount(pairs, minlength=CLASSES * self._alphabet).reshape(CLASSES, -1)
+
+
+def _classes(expected: np.ndarray) -> np.ndarray:
+    """Classes of expected magnitudes, float32 to uint8: the exponent and the leading bits of the float."""
+    classes = (expected.view(np.int32) >> 23 - _STEP_BITS) - STEPS * (127 + OCTAVES[0])
+    return np.minimum(np.maximum(classes, 0), CLASSES - 1).astype(np.uint8)
+
+
+def _categorical(frequencies: np.ndarray) -> object:
+    """Frequencies are whole numbers in float64, so that their sum is exact."""
+    return stream.model.Categorical(frequencies, perfect=False)
+
+
+def _code_integer(coder: _Writer | _Reader, value: int, count: int) -> int:
+    """Codes one of ``0 .. count - 1``, all as likely."""
+    return int(coder.code(np.array([value], np.int32), stream.model.Uniform(count))[0])
+
+
+def _code_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndarray, negative: np.ndarray) -> None:
+    """Codes what the tokens leave open, one bit each: the lower bits of large magnitudes, and signs.
+
+    All are flat: tokens uint8, magnitudes uint32, ``negative`` bool; a reader fills in the latter two.
+    """
+    large = np.flatnonzero(tokens >= DIRECT)
+    width = _EXTRA[tokens[large]]
+    for place in range(width.max(initial=0)):
+        which = large[width > place]
+        bits = _code_flat(coder, magnitudes[which] >> np.uint32(place) & 1)
+        magnitudes[which] |= bits.astype(np.uint32) << np.uint32(place)
+    nonzero = tokens > 0
+    negative[nonzero] = _code_flat(coder, negative[nonzero])
+
+
+def _code_flat(coder: _Writer | _Reader, bits: np.ndarray) -> np.ndarray:
+    """Codes bits as they are, 24 at a time; uint8 ``(n,)``."""
+    if not len(bits):
+        return bits
+    missing = -len(bits) % 24
+    padded = np.append(np.zeros(missing, np.uint8), bits.astype(np.uint8))
+    parts = np.packbits(padded).reshape(-1, 3).astype(np.int32)
+    chunks = parts[:, 0] << 16 | parts[:, 1] << 8 | parts[:, 2]
+    chunks = np.append(
+        coder.code(chunks[:1], stream.model.Uniform(1 << 24 - missing)),
+        coder.code(chunks[1:], _BITS_24),
+    )
+    parts = np.stack([chunks >> 16, chunks >> 8 & 255, chunks & 255], 1).astype(np.uint8)
+    return np.unpackbits(parts.reshape(-1))[missing:]
