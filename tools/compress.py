@@ -1,6 +1,7 @@
 """Compress a trained detector without data: CONFIG and CHECKPOINT to a .riem file, a config that loads it, a report.
 
-python tools/compress.py CONFIG CHECKPOINT --ratio 0.19
+python tools/compress.py CONFIG CHECKPOINT
+python tools/compress.py CONFIG CHECKPOINT --size 2MB
 python tools/test.py work_dirs/NAME/NAME.py work_dirs/NAME/NAME.riem
 """
 
@@ -8,19 +9,33 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 
 import torch
 from mmengine.config import DictAction
 
 from mmriem.core import representation_names
-from mmriem.core.compress import Settings
+from mmriem.core.compress import AUTO, DEFAULT_TOLERANCE, Settings
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
-from mmriem.engine.compression import Outputs, compress_detector, print_report
+from mmriem.engine.compression import METRICS, Outputs, compress_detector, print_report
 from mmriem.engine.progress import show_progress
 
-DEFAULT_RATIO = 0.19
+UNITS = {'b': 1, 'kb': 10**3, 'mb': 10**6, 'gb': 10**9, 'kib': 2**10, 'mib': 2**20, 'gib': 2**30}
+
+
+def byte_count(text: str) -> int:
+    """Bytes of a text such as ``5MB``, ``750 kB``, ``1.5MiB`` or ``123456``.
+
+    >>> byte_count('5MB')
+    5000000
+    """
+    found = re.fullmatch(r'\s*(\d+(?:\.\d*)?)\s*([a-zA-Z]*)\s*', text)
+    unit = UNITS.get((found.group(2) or 'b').lower()) if found else None
+    if unit is None or float(found.group(1)) * unit < 1:
+        raise argparse.ArgumentTypeError(f'expected a size such as 5MB or 750kB, found {text!r}')
+    return int(float(found.group(1)) * unit)
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,10 +47,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
     parser.add_argument('checkpoint', help='a .pth file')
     parser.add_argument('--out', help='folder, or file NAME.riem (default: work_dirs/NAME-OF-CONFIG)')
-    parser.add_argument('--representation', choices=representation_names(), default='sigmoid')
+    parser.add_argument('--representation', choices=[*representation_names(), AUTO], default='lattice')
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument('--ratio', type=float, help=f'size of the file to the fp32 weights (default: {DEFAULT_RATIO})')
+    budget.add_argument('--ratio', type=float, help='size of the file to the fp32 weights')
     budget.add_argument('--bits', type=float, help='bits of the file for each compressed weight')
+    budget.add_argument('--size', type=byte_count, metavar='5MB', help='bytes of the file; kB, MB, KiB, MiB are known')
+    budget.add_argument(
+        '--tolerance',
+        type=float,
+        help=f'predicted relative error of the outputs (default with lattice and auto: {DEFAULT_TOLERANCE})',
+    )
+    parser.add_argument(
+        '--metric',
+        choices=METRICS,
+        default=METRICS[0],
+        help='where an error of a weight counts: where the outputs on images depend on it (default), or alike',
+    )
+    parser.add_argument('--images', metavar='DIR', help='use the images of this folder instead of procedural ones')
+    parser.add_argument('--image-count', type=int, default=0, help='number of images (default: by their size)')
+    parser.add_argument(
+        '--no-recalibration', action='store_true', help='leave norms and biases as they are in the checkpoint'
+    )
     parser.add_argument(
         '--include',
         nargs='+',
@@ -90,8 +122,10 @@ def main() -> None:
     args = parse_args()
     settings = Settings(
         representation=args.representation,
-        ratio=DEFAULT_RATIO if args.ratio is None and args.bits is None else args.ratio,
+        ratio=args.ratio,
         bits=args.bits,
+        size=args.size,
+        tolerance=args.tolerance,
         include=tuple(args.include),
         exclude=tuple(args.exclude),
         state_bits=args.state_bits,
@@ -99,6 +133,7 @@ def main() -> None:
         seeds=args.seeds,
         seed=args.seed,
         effort=args.effort,
+        recalibration=not args.no_recalibration,
     )
     device = check_device(args.device)
     outputs = Outputs.named(args.out, args.config, args.checkpoint)
@@ -110,6 +145,9 @@ def main() -> None:
             outputs,
             settings,
             options=args.cfg_options,
+            metric=args.metric,
+            images=args.images,
+            image_count=args.image_count,
             device=device,
             threads=max(1, args.threads),
             trust=args.trust_checkpoint,

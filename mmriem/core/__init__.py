@@ -1,6 +1,6 @@
 """The mathematics and the file: torch, numpy and safetensors only, nothing of mm*."""
 
-from . import bilinear, sigmoid  # noqa: F401  (registers the representations)
+from . import bilinear, lattice, sigmoid  # noqa: F401  (registers the representations)
 from .errors import RiemError
 from .representation import Representation, get_representation, representation_names
 

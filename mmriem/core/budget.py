@@ -35,7 +35,9 @@ class Plan:
     bits: int
 
 
-def target_bits(total_numel: int, weight_numel: int, ratio: float | None, bits: float | None) -> float:
+def target_bits(
+    total_numel: int, weight_numel: int, ratio: float | None, bits: float | None, size: int | None = None
+) -> float:
     """Size of the file in bits that the user asks for.
 
     Args:
@@ -43,12 +45,17 @@ def target_bits(total_numel: int, weight_numel: int, ratio: float | None, bits: 
         weight_numel: elements of the weights to represent; ``bits`` is per element of these, everything counted.
         ratio: size of the file over the size of the state dict in fp32.
         bits: bits of the file for each represented weight.
+        size: bytes of the file.
 
     >>> target_bits(1000, 900, 0.25, None)
     8000.0
     """
-    if (ratio is None) == (bits is None):
-        raise RiemError('budget: expected either a ratio or bits per weight, found both or neither; give one of them')
+    if sum(given is not None for given in (ratio, bits, size)) != 1:
+        raise RiemError('budget: expected either a ratio, bits per weight or a size, found several or none; give one')
+    if size is not None:
+        if size < 1:
+            raise RiemError(f'size: expected at least 1 byte, found {size}')
+        return 8.0 * size
     if ratio is not None:
         if not 0 < ratio <= 1:
             raise RiemError(f'ratio: expected a number above 0 and at most 1, found {ratio}')

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .budget import Plan, allocate, target_bits
+from .allocation import CLOSE_ENOUGH, Solutions, relative_steps, search, solve_all
+from .budget import DENSE_BITS, RECORD_BITS, Plan, allocate, target_bits
 from .container import Archive, WeightRecord
 from .dense import store
 from .errors import RiemError
+from .lattice import Lattice, Problem
 from .manifest import Source
-from .representation import Representation, get_representation
+from .parallel import Task, run_all
+from .probe import Probe
+from .pullback import Metric, collect
+from .recalibration import recalibrate
+from .representation import Representation, get_representation, representation_names
 from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_weights
+
+AUTO = 'auto'
+"""The representation of each weight that does least damage for its bytes."""
+DEFAULT_TOLERANCE = 0.05
+"""Predicted relative error of the outputs where no budget is given."""
+DEFAULT_RATIO = 0.19
+"""The paper's."""
 
 OnProgress = Callable[[float, str], None]
 """Called with the share of the work done, 0 to 1, and the name of the weight that it concerns."""
@@ -30,9 +42,13 @@ class Settings:
     """How to compress.
 
     Attributes:
-        representation: name of the representation.
+        representation: name of the representation, or ``auto``.
         ratio: size of the file over the fp32 state dict; or
-        bits: bits of the file for each represented weight.
+        bits: bits of the file for each represented weight; or
+        size: bytes of the file; or
+        tolerance: predicted relative error of the network's outputs (``lattice`` and ``auto`` alone, and only where
+            images can be run). Where none of the four is given, these two have ``DEFAULT_TOLERANCE``, the others
+            ``DEFAULT_RATIO``.
         include, exclude: glob patterns on state-dict keys.
         min_numel: weights with fewer elements stay dense.
         state_bits: bits of a quantised state; 0 lets each weight's budget decide. The paper has 8.
@@ -40,11 +56,14 @@ class Settings:
         seeds: random starts of a fit, culled early.
         seed: the first of them.
         effort: scales the number of optimisation steps.
+        recalibration: whether norms and biases are mended afterwards; that needs images, too.
     """
 
-    representation: str = 'sigmoid'
+    representation: str = 'lattice'
     ratio: float | None = None
     bits: float | None = None
+    size: int | None = None
+    tolerance: float | None = None
     include: tuple[str, ...] = ('*',)
     exclude: tuple[str, ...] = ()
     min_numel: int = DEFAULT_MIN_NUMEL
@@ -53,9 +72,20 @@ class Settings:
     seeds: int = 1
     seed: int = 0
     effort: float = 1.0
+    recalibration: bool = True
 
     def __post_init__(self) -> None:
-        get_representation(self.representation)
+        if self.representation != AUTO:
+            get_representation(self.representation)
+        budgets = {key: getattr(self, key) for key in ('ratio', 'bits', 'size', 'tolerance')}
+        given = {key: value for key, value in budgets.items() if value is not None}
+        if len(given) > 1:
+            raise RiemError(f'budget: expected one of {", ".join(budgets)}, found {" and ".join(given)}; give one')
+        if self.tolerance is not None and not (self.has_lattices and 0 < self.tolerance < math.inf):
+            raise RiemError(
+                f'tolerance: expected a number above 0 with lattice or auto, found {self.tolerance} with '
+                f'{self.representation}'
+            )
         if self.state_bits and not 2 <= self.state_bits <= 8:
             raise RiemError(f'state bits: expected 0 (by the budget) or 2 to 8, found {self.state_bits}')
         if not 1 <= self.shifts <= 64:
@@ -66,6 +96,18 @@ class Settings:
             raise RiemError(f'seed: expected 0 to {(1 << 63) - 1}, found {self.seed}')
         if not 0 < self.effort < math.inf:
             raise RiemError(f'effort: expected a number above 0, found {self.effort}')
+
+    @property
+    def has_lattices(self) -> bool:
+        """Whether the budget is met by one scale for the lattices of all weights."""
+        return self.representation in (Lattice.name, AUTO)
+
+    def with_budget(self) -> Settings:
+        """These settings, with the default budget where none is given."""
+        given = any(value is not None for value in (self.ratio, self.bits, self.size, self.tolerance))
+        if given:
+            return self
+        return replace(self, **({'tolerance': DEFAULT_TOLERANCE} if self.has_lattices else {'ratio': DEFAULT_RATIO}))
 
 
 @dataclass(frozen=True)
@@ -82,30 +124,45 @@ def compress(
     *,
     dataset_meta: Mapping[str, Any],
     source: Source,
+    probe: Probe | None = None,
     device: str = 'cpu',
     threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Compressed:
     """Compress the weights of ``model``; everything else of its state dict stays dense or is derived.
 
-    The result depends on the model and the settings only, not on ``threads``.
+    The result depends on the model, the settings and the probe only, not on ``threads``.
+
+    Args:
+        model: any module; it is not changed.
+        settings: how.
+        dataset_meta: class names and the like, for the file.
+        source: the checkpoint, for the file.
+        probe: images to run the model on; without one every weight has the identity as its metric, and norms and
+            biases stay as they are.
+        device: where fits and the probe run.
+        threads: pieces of work at a time.
+        on_progress: called with the share of the work done and the name of a weight or a stage.
 
     Raises:
         RiemError: nothing to compress, a pattern without a match, a budget that is too small.
     """
+    settings = settings.with_budget()
+    if settings.tolerance is not None and probe is None:
+        raise RiemError('tolerance: expected images that the network runs on, found none; give bits, ratio or size')
     state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     views = find_weights(model, settings.include, settings.exclude, settings.min_numel)
-    plans = _plan(state_dict, views, settings, dataset_meta, source)
+    if not views:
+        raise RiemError('nothing to compress: expected weights with two or more dimensions, found none that match')
+    job = _Job(model, state_dict, views, settings, probe, dict(dataset_meta), source, device, threads, on_progress)
     started = time.perf_counter()
-    fits = _fit_all(state_dict, plans, settings, device, threads, on_progress)
-    seconds = time.perf_counter() - started
-    records = [fit.record for fit in fits if fit.record]
-    archive = Archive.from_state_dict(
-        state_dict, records, dataset_meta=dataset_meta, source=source, settings=_recorded(settings)
-    )
-    report = _report(archive, state_dict, fits, settings, seconds)
-    report['weights'] = _with_the_others(report['weights'], model, state_dict)
-    return Compressed(archive, report)
+    fits = job.fit_lattices() if settings.has_lattices else job.fit_planned()
+    kept = job.recalibrated(fits) if probe is not None and settings.recalibration else state_dict
+    archive = job.archive(fits, kept)
+    others = [view for view in every_weight(model) if view.name not in {fit.view.name for fit in fits}]
+    everything = {fit.view.name: fit for fit in (*fits, *(_keep_dense(view, kept[view.name]) for view in others))}
+    ordered = [everything[view.name] for view in every_weight(model)]
+    return Compressed(archive, _report(archive, state_dict, ordered, len(fits), job, time.perf_counter() - started))
 
 
 @dataclass(frozen=True)
@@ -115,38 +172,301 @@ class _Fitted:
     decoded: Tensor
     bits: int
     seconds: float
+    damage: float | None = None
 
 
-def _recorded(settings: Settings) -> dict[str, Any]:
+def _recorded(settings: Settings, probe: Probe | None) -> dict[str, Any]:
     """The settings as the file holds them."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(settings).items()}
-    return {key: value for key, value in values.items() if value is not None}
+    images = {'images': probe.describe()} if probe is not None else {}
+    return {**{key: value for key, value in values.items() if value is not None}, **images}
 
 
-def _plan(
-    state_dict: Mapping[str, Tensor],
-    views: Sequence[WeightView],
-    settings: Settings,
-    dataset_meta: Mapping[str, Any],
-    source: Source,
-) -> list[Plan]:
-    if not views:
-        raise RiemError('nothing to compress: expected weights with two or more dimensions, found none that match')
-    covered = {key for view in views for key in (view.name, *view.aliases)}
-    rest = {key: tensor for key, tensor in state_dict.items() if key not in covered}
-    frame = Archive.from_state_dict(
-        rest, [], dataset_meta=dataset_meta, source=source, settings=_recorded(settings)
-    ).to_bytes()
-    weight_numel = sum(math.prod(view.shape) for view in views)
-    wanted = target_bits(_numel(state_dict), weight_numel, settings.ratio, settings.bits)
-    if wanted <= 8 * len(frame):
-        raise RiemError(
-            f'budget: expected room for the {len(frame)} bytes of what stays dense, found {wanted / 8:.0f} bytes '
-            'for the whole file; ask for a larger ratio or more bits, or compress more of the weights'
-        )
-    representation = get_representation(settings.representation)
-    options = {'state_bits': settings.state_bits, 'shifts': settings.shifts}
-    return allocate(views, representation, wanted - 8 * len(frame), options)
+class _Job:
+    """One compression: the model, what is wanted, and where it runs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state_dict: dict[str, Tensor],
+        views: list[WeightView],
+        settings: Settings,
+        probe: Probe | None,
+        dataset_meta: dict[str, Any],
+        source: Source,
+        device: str,
+        threads: int,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.model, self.state_dict, self.views = model, state_dict, views
+        self.settings, self.probe, self.device, self.threads = settings, probe, device, threads
+        self._meta = {
+            'dataset_meta': dataset_meta,
+            'source': source,
+            'settings': _recorded(settings, probe),
+        }
+        self._on_progress = on_progress
+        self.metrics: dict[str, Metric] = {}
+        self.scale: float | None = None
+        if probe is not None:
+            self.metrics = collect(
+                self._on_device(model),
+                views,
+                probe,
+                threads=threads,
+                seed=settings.seed,
+                on_progress=lambda share: self._advance(COLLECTED * share, 'images'),
+            )
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings as the file holds them."""
+        return self._meta['settings']
+
+    def archive(self, fits: Sequence[_Fitted], state_dict: Mapping[str, Tensor]) -> Archive:
+        """What is to be written."""
+        return Archive.from_state_dict(state_dict, [fit.record for fit in fits if fit.record], **self._meta)
+
+    def fit_planned(self) -> list[_Fitted]:
+        """A budget for each weight beforehand, then its fit."""
+        plans = self._plan()
+        tasks = [
+            Task(plan.view.name, math.prod(plan.view.shape), lambda progress, plan=plan: self._fit(plan, progress))
+            for plan in plans
+        ]
+        return run_all(tasks, self.threads, self._stage(FACTORED, RECALIBRATED))
+
+    def fit_lattices(self) -> list[_Fitted]:
+        """Lattices under one scale that meets the budget; with ``auto`` another representation where that is better."""
+        started = time.perf_counter()
+        stage = self._stage(COLLECTED, FACTORED)
+        names = [view.name for view in self.views]
+        tasks = [Task(view.name, _cube(view), lambda _, view=view: self._problem(view)) for view in self.views]
+        problems = dict(zip(names, run_all(tasks, self.threads, stage)))
+        steps = relative_steps(problems, {name: name in self.metrics for name in names})
+        stages = iter(self._halving_stages(FACTORED, RECALIBRATED))
+
+        def solve(scale: float) -> Solutions:
+            return solve_all(problems, steps, scale, self.threads, next(stages))
+
+        if self.settings.tolerance is not None:
+            self.scale, solutions = search(
+                solve, self._predicted_error, self.settings.tolerance, start=self.settings.tolerance * 8, falls=False
+            )
+        else:
+            self.scale, solutions = self._search_bytes(solve, self._start(problems, steps))
+        seconds = time.perf_counter() - started
+        elements = sum(math.prod(view.shape) for view in self.views)
+        tasks = [
+            Task(view.name, 1, lambda progress, view=view: self._finish(view, *solutions[view.name], progress))
+            for view in self.views
+        ]
+        fits = run_all(tasks, self.threads)
+        return [replace(fit, seconds=fit.seconds + seconds * fit.decoded.numel() / elements) for fit in fits]
+
+    def recalibrated(self, fits: Sequence[_Fitted]) -> dict[str, Tensor]:
+        """The state dict with norms and biases that suit the decoded weights; the weights are the original ones."""
+        self._advance(RECALIBRATED, 'norms and biases')
+        compressed = self._on_device(self.model)
+        parameters = dict(compressed.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for fit in fits:
+                parameters[fit.view.name].copy_(fit.decoded)
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums do not depend on how many threads there are
+        try:
+            recalibrate(compressed, self._on_device(self.model), self.probe)
+        finally:
+            torch.set_num_threads(before)
+        weights = {key for fit in fits for key in (fit.view.name, *fit.view.aliases)}
+        mended = {
+            key: _storable(key, tensor.cpu(), self.state_dict[key])
+            for key, tensor in compressed.state_dict().items()
+            if key not in weights and not torch.equal(tensor.cpu(), self.state_dict[key])
+        }
+        self._advance(1.0, 'norms and biases')
+        return {**self.state_dict, **mended}
+
+    def _on_device(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model).to(self.device).eval()
+
+    def _problem(self, view: WeightView) -> Problem:
+        metric = self.metrics.get(view.name)
+        matrix = view.to_matrix(self.state_dict[view.name]).to(self.device)
+        if metric is None:
+            return Problem.of(matrix, period=_period(view))
+        return Problem.of(matrix, metric.blocks, metric.output_weights.to(self.device), _period(view))
+
+    def _predicted_error(self, solutions: Solutions) -> float:
+        return math.sqrt(sum(damage for name, (_, damage) in solutions.items() if name in self.metrics))
+
+    def _start(self, problems: Mapping[str, Problem], steps: Mapping[str, float]) -> float:
+        """A first guess of the scale: as if the weights were Gaussian."""
+        wanted = self._wanted_bits()
+        scale = 1.0
+        for _ in range(40):
+            rate = sum(
+                problem.weight.numel() * 0.5 * math.log2(1 + 17 * (problem.spread / (scale * steps[name])) ** 2)
+                for name, problem in problems.items()
+            )
+            scale *= 2 ** ((rate - wanted) / sum(problem.weight.numel() for problem in problems.values()))
+        return min(max(scale, 1e-3), 1e3)
+
+    def _wanted_bits(self) -> float:
+        weight_numel = sum(math.prod(view.shape) for view in self.views)
+        settings = self.settings
+        return target_bits(_numel(self.state_dict), weight_numel, settings.ratio, settings.bits, settings.size)
+
+    def _search_bytes(self, solve: Callable[[float], Solutions], start: float) -> tuple[float, Solutions]:
+        """The scale whose whole file has at most the bits asked for."""
+        views = {view.name: view for view in self.views}
+        rest = self._rest_bits()
+        wanted, excess = self._wanted_bits(), 0.0
+
+        def measure(solutions: Solutions) -> float:
+            weights = sum(_cost(views[name], lattice) for name, (lattice, _) in solutions.items())
+            return weights + rest + excess
+
+        for _ in range(3):  # what the records take is known once they are written
+            if wanted <= rest + excess:
+                raise RiemError(
+                    f'budget: expected room for the {(rest + excess) / 8:.0f} bytes of what stays dense and of the '
+                    f'records, found {wanted / 8:.0f} bytes for the whole file; ask for more, or compress more weights'
+                )
+            scale, solutions = search(solve, measure, wanted, start)
+            fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
+            written = 8 * len(self.archive(fits, self.state_dict).to_bytes())
+            if CLOSE_ENOUGH * wanted <= written <= wanted:
+                break
+            excess += written - measure(solutions)
+            start = scale
+        return scale, solutions
+
+    def _rest_bits(self) -> int:
+        """Bits of a file with everything but the weights."""
+        covered = {key for view in self.views for key in (view.name, *view.aliases)}
+        rest = {key: tensor for key, tensor in self.state_dict.items() if key not in covered}
+        return 8 * len(self.archive([], rest).to_bytes())
+
+    def _plan(self) -> list[Plan]:
+        rest, wanted = self._rest_bits(), self._wanted_bits()
+        if wanted <= rest:
+            raise RiemError(
+                f'budget: expected room for the {rest // 8} bytes of what stays dense, found {wanted / 8:.0f} bytes '
+                'for the whole file; ask for a larger ratio or more bits, or compress more of the weights'
+            )
+        representation = get_representation(self.settings.representation)
+        options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
+        return allocate(self.views, representation, wanted - rest, options)
+
+    def _fit(self, plan: Plan, progress: Callable[[float], None]) -> _Fitted:
+        started = time.perf_counter()
+        if plan.settings is None:
+            return _keep_dense(plan.view, self.state_dict[plan.view.name])
+        encoded = self._represent(self.settings.representation, plan.view, plan.settings, progress)
+        record = WeightRecord(plan.view, encoded)
+        return _Fitted(plan.view, record, record.decode(), encoded.payload_bits(), time.perf_counter() - started)
+
+    def _represent(
+        self, name: str, view: WeightView, settings: dict[str, Any], progress: Callable[[float], None] | None
+    ) -> Representation:
+        metric = self.metrics.get(view.name)
+        matrix = view.to_matrix(self.state_dict[view.name]).to(self.device)
+        try:
+            return get_representation(name).fit(
+                matrix,
+                settings,
+                input_metric=None if metric is None else metric.dense().to(self.device),
+                output_weights=None if metric is None else metric.output_weights.to(matrix),
+                seed=self.settings.seed,
+                seeds=self.settings.seeds,
+                effort=self.settings.effort,
+                progress=progress,
+            )
+        except RiemError as error:
+            raise RiemError(f'weight {view.name!r}: {error}') from error
+
+    def _finish(self, view: WeightView, lattice: Lattice, damage: float, progress: Callable[[float], None]) -> _Fitted:
+        fitted = self._finish_lattice(view, lattice, damage)
+        if self.settings.representation != AUTO or fitted.record is None:
+            return fitted
+        started = time.perf_counter()
+        for name in representation_names():
+            if name == Lattice.name:
+                continue
+            kind = get_representation(name)
+            options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
+            settings = kind.configure(view.matrix_shape, fitted.bits, **options)
+            if settings is None:
+                continue
+            other = self._represent(name, view, settings, progress)
+            if other.payload_bits() <= fitted.bits:
+                its_damage = self._damage(view, other.decode())
+                if its_damage < fitted.damage:
+                    record = WeightRecord(view, other)
+                    fitted = _Fitted(view, record, record.decode(), other.payload_bits(), 0.0, its_damage)
+        return replace(fitted, seconds=time.perf_counter() - started)
+
+    def _finish_lattice(self, view: WeightView, lattice: Lattice, damage: float) -> _Fitted:
+        """The record of a lattice, or the weight itself where that is smaller."""
+        if _cost(view, lattice) < lattice.payload_bits():
+            return _keep_dense(view, self.state_dict[view.name])
+        record = WeightRecord(view, lattice)
+        return _Fitted(view, record, record.decode(), lattice.payload_bits(), 0.0, damage)
+
+    def _damage(self, view: WeightView, decoded: Tensor) -> float:
+        """In the units of the lattice's own."""
+        metric = self.metrics.get(view.name)
+        error = (view.to_matrix(self.state_dict[view.name]) - decoded).double()
+        if metric is None:
+            return float(error.square().sum())
+        groups = error.reshape(metric.groups, -1, error.shape[1])
+        total, start = torch.zeros(groups.shape[:2], dtype=torch.float64), 0
+        for block in metric.blocks:
+            part = groups[..., start : start + block.shape[-1]]
+            total += (part @ block.double() * part).sum(2)
+            start += block.shape[-1]
+        return float((total.reshape(-1) * metric.output_weights).sum())
+
+    def _advance(self, share: float, name: str) -> None:
+        if self._on_progress:
+            self._on_progress(share, name)
+
+    def _stage(self, first: float, last: float) -> OnProgress:
+        return lambda share, name: self._advance(first + (last - first) * share, name)
+
+    def _halving_stages(self, first: float, last: float) -> Iterator[OnProgress]:
+        """Stages of a search whose number of turns is not known: each takes half of what is left."""
+        while True:
+            middle = (first + last) / 2
+            yield self._stage(first, middle)
+            first = middle
+
+
+COLLECTED, FACTORED, RECALIBRATED = 0.3, 0.5, 0.95
+"""Shares of the work at which stages end, roughly."""
+
+
+def _period(view: WeightView) -> int:
+    return math.prod(view.shape[2:]) if view.layout != 'unit_first' else 1
+
+
+def _cube(view: WeightView) -> float:
+    """Cost of factoring a metric."""
+    return float(view.matrix_shape[1]) ** 3
+
+
+def _cost(view: WeightView, lattice: Lattice) -> float:
+    """Bits that a weight takes in the file: those of the lattice, or of the dense weight where these are less."""
+    return min(lattice.payload_bits(), DENSE_BITS * math.prod(view.shape) - RECORD_BITS)
+
+
+def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
+    """The tensor such that it takes no more bytes than the original: in fp16 where that was exact enough."""
+    if not tensor.is_floating_point() or store(key, original).layout.storage != 'half':
+        return tensor
+    limit = torch.finfo(torch.float16).max
+    return tensor.clamp(-limit, limit).half().to(tensor.dtype)
 
 
 def _numel(state_dict: Mapping[str, Tensor]) -> int:
@@ -155,114 +475,46 @@ def _numel(state_dict: Mapping[str, Tensor]) -> int:
     return sum(distinct.values())
 
 
-def _fit_all(
-    state_dict: Mapping[str, Tensor],
-    plans: Sequence[Plan],
-    settings: Settings,
-    device: str,
-    threads: int,
-    on_progress: OnProgress | None,
-) -> list[_Fitted]:
-    """Fit every weight, the largest first, ``threads`` at a time; an exception in one stops the others."""
-    work = {plan.view.name: math.prod(plan.view.shape) for plan in plans}
-    shares = dict.fromkeys(work, 0.0)
-    stop, lock = threading.Event(), threading.Lock()
-
-    def advance(name: str, share: float) -> None:
-        if stop.is_set():
-            raise RiemError('stopped')
-        with lock:
-            shares[name] = share
-            if on_progress:
-                on_progress(sum(shares[key] * work[key] for key in work) / sum(work.values()), name)
-
-    def run(plan: Plan) -> _Fitted:
-        name = plan.view.name
-        advance(name, 0.0)
-        fitted = _fit(state_dict[name], plan, settings, device, lambda share: advance(name, 0.99 * share))
-        advance(name, 1.0)
-        return fitted
-
-    ordered = sorted(plans, key=lambda plan: -work[plan.view.name])
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {plan.view.name: pool.submit(run, plan) for plan in ordered}
-        try:
-            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(before)
-    return [futures[plan.view.name].result() for plan in plans]
-
-
-def _fit(tensor: Tensor, plan: Plan, settings: Settings, device: str, progress: Callable[[float], None]) -> _Fitted:
-    started = time.perf_counter()
-    if plan.settings is None:
-        return _keep_dense(plan.view, tensor)
-    matrix = plan.view.to_matrix(tensor).to(device)
-    try:
-        encoded: Representation = get_representation(settings.representation).fit(
-            matrix,
-            plan.settings,
-            seed=settings.seed,
-            seeds=settings.seeds,
-            effort=settings.effort,
-            progress=progress,
-        )
-    except RiemError as error:
-        raise RiemError(f'weight {plan.view.name!r}: {error}') from error
-    record = WeightRecord(plan.view, encoded)
-    decoded = record.decode()
-    return _Fitted(plan.view, record, decoded, encoded.payload_bits(), time.perf_counter() - started)
-
-
 def _keep_dense(view: WeightView, tensor: Tensor) -> _Fitted:
     stored = store(view.name, tensor)
     return _Fitted(view, None, stored.decode(), 8 * stored.layout.n_bytes, 0.0)
 
 
 def _report(
-    archive: Archive, state_dict: Mapping[str, Tensor], fits: Sequence[_Fitted], settings: Settings, seconds: float
+    archive: Archive, state_dict: Mapping[str, Tensor], fits: Sequence[_Fitted], wanted: int, job: _Job, seconds: float
 ) -> dict[str, Any]:
-    """Per weight: shape, representation, bits, errors, seconds; and totals. Sizes in bytes."""
+    """Per weight: shape, representation, bits, errors, seconds; and totals. Sizes in bytes.
+
+    ``fits`` are those of all weights, ``wanted`` how many of them were to be compressed.
+    """
     size = len(archive.to_bytes())
     numel = _numel(state_dict)
     represented = sum(math.prod(fit.view.shape) for fit in fits if fit.record)
+    elements = sum(math.prod(view.shape) for view in job.views)
+    damages = [fit.damage for fit in fits if fit.damage is not None and fit.view.name in job.metrics]
     return {
-        'settings': _recorded(settings),
-        'weights': [_entry(fit, state_dict[fit.view.name]) for fit in fits],
+        'settings': job.recorded,
+        'weights': [_entry(fit, state_dict[fit.view.name], job.metrics.get(fit.view.name)) for fit in fits],
         'totals': {
             'bytes_fp32': 4 * numel,
             'bytes_fp16': 2 * numel,
             'bytes': size,
             'ratio': size / (4 * numel),
-            'bits_per_weight': 8 * size / max(1, sum(math.prod(fit.view.shape) for fit in fits)),
-            'weights': len(fits),
+            'bits_per_weight': 8
+            * size
+            / max(1, sum(math.prod(fit.view.shape) for fit in fits if fit.view.name in named)),
+            'weights': wanted,
             'represented_elements': represented,
             'other_elements': numel - represented,
+            'scale': job.scale,
+            'predicted_error': math.sqrt(sum(damages)) if damages else None,
             'seconds': sum(fit.seconds for fit in fits),
             'wall_seconds': seconds,
         },
     }
 
 
-def _with_the_others(
-    entries: Sequence[dict[str, Any]], model: nn.Module, state_dict: Mapping[str, Tensor]
-) -> list[dict[str, Any]]:
-    """The entries, and those of the weights that were not to be compressed: too small, or left out by a pattern."""
-    named = {entry['name']: entry for entry in entries}
-    return [
-        named.get(view.name) or _entry(_keep_dense(view, state_dict[view.name]), state_dict[view.name])
-        for view in every_weight(model)
-    ]
-
-
-def _entry(fit: _Fitted, tensor: Tensor) -> dict[str, Any]:
+def _entry(fit: _Fitted, tensor: Tensor, metric: Metric | None) -> dict[str, Any]:
     weight, decoded = tensor.double(), fit.decoded.double()
     error = weight - decoded
     spread, power = float(weight.std(unbiased=False)), float(weight.square().sum())
@@ -273,9 +525,11 @@ def _entry(fit: _Fitted, tensor: Tensor) -> dict[str, Any]:
         'shape': list(fit.view.shape),
         'representation': fit.record.encoded.name if fit.record else 'dense',
         'settings': fit.record.encoded.settings() if fit.record else {},
+        'metric': metric.source if metric else 'identity',
         'bits': fit.bits,
         'bits_per_weight': fit.bits / weight.numel(),
         'relative_error': float(error.abs().mean()) / spread if spread else 0.0,
         'snr_db': 10 * math.log10(power / noise) if noise and power else None,
+        'damage': fit.damage,
         'seconds': round(fit.seconds, 3),
     }

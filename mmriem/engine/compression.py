@@ -23,8 +23,11 @@ from mmriem.core.manifest import Source
 from .checkpoint import load_into, read_checkpoint
 from .config import config_path, load_strictly, read_config
 from .detector import build_detector, dataset_meta
+from .probe import DetectorProbe
 
-__all__ = ['Outputs', 'compress_detector', 'loading_config', 'print_report']
+__all__ = ['METRICS', 'Outputs', 'compress_detector', 'loading_config', 'print_report']
+
+PULLBACK, IDENTITY = METRICS = ('pullback', 'identity')
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def compress_detector(
     settings: Settings,
     *,
     options: Mapping[str, Any] | None = None,
+    metric: str = PULLBACK,
+    images: str | os.PathLike | None = None,
+    image_count: int = 0,
     device: str = 'cpu',
     threads: int = 1,
     trust: bool = False,
@@ -91,6 +97,9 @@ def compress_detector(
         outputs: where to write.
         settings: how to compress.
         options: overrides of the config by dotted keys.
+        metric: `pullback`, from images that the detector runs on, or `identity`.
+        images: a folder of images for the pullback metric instead of procedural ones.
+        image_count: how many images; 0: by their size.
         device: where the fit runs.
         threads: weights fitted at a time.
         trust: unpickle the checkpoint without protection.
@@ -104,9 +113,11 @@ def compress_detector(
     read = read_checkpoint(checkpoint, trust=trust)
     model = build_detector(cfg)
     load_into(model, read.state_dict, checkpoint)
+    probe = DetectorProbe(cfg, image_count, settings.seed, images) if metric == PULLBACK else None
     compressed = compress(
         model,
         settings,
+        probe=probe,
         dataset_meta=dataset_meta(cfg, read.dataset_meta),
         source=Source(Path(checkpoint).name, read.sha256),
         device=device,

@@ -1,0 +1,364 @@
+"""The ``lattice`` representation: integer states, ``W_ij = s_i * t_j * z_ij``.
+
+Each output neuron's state is a vector of integers ``z_i``, one for each input neuron, under a row step ``s_i`` and a
+column step ``t_j``. The fit looks for the lattice point that is nearest in the pullback metric ``A``: with
+``A = R R^T``, ``R`` upper triangular, the error of a row is ``|(w - w') R|^2``, whose component ``j`` holds the errors of
+columns up to ``j`` only. So columns are rounded one after the other, each cancelling in its component what the earlier
+ones have left there (successive interference cancellation, Babai's nearest plane; the idea behind GPTQ). The integers are entropy
+coded, so the steps alone decide how many bits they take.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import entropy
+from .errors import RiemError
+from .representation import Progress, Representation, check_settings, register
+
+MetricBlocks = Union[Tensor, Sequence[Tensor]]
+"""``A``: ``(in, in)``; or ``(groups, in, in)`` for consecutive rows; or such blocks over consecutive columns."""
+
+DAMPING = 0.01
+"""Added to the diagonal of the metric, relative to its mean: the procedural images are not the real ones."""
+COLUMN_POWER = 0.0
+"""Column steps are the pivots ``R_jj`` to minus this power: 1 is best at high rates for a metric that is exact."""
+ROW_POWER = 0.0
+"""Row steps are the output weights to minus half this power: likewise."""
+DEAD_ZONE = 0.07
+"""Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
+OCTAVE = 4
+"""Row and column steps are powers of ``2 ** (1 / OCTAVE)``."""
+MAX_SYMBOL = 1 << 20
+BLOCK = 128
+"""Columns between two updates of all later ones."""
+MAX_PERIOD = 1 << 12
+_HEADER = struct.Struct('<fII')  # step, bytes of the row exponents, bytes of the column exponents
+
+
+@register
+class Lattice(Representation):
+    """Integers ``(out, in)``, a step, and exponents of row and column steps."""
+
+    name = 'lattice'
+    state_names = ('z', 'row', 'column')
+
+    def __init__(self, codes: np.ndarray, step: float, rows: np.ndarray, columns: np.ndarray, period: int) -> None:
+        self.shape = codes.shape
+        self._codes, self._rows, self._columns = codes, rows, columns
+        self._step, self._period = float(np.float32(step)), period
+        self._payload: bytes | None = None
+
+    @classmethod
+    def configure(cls, shape: tuple[int, int], bits: float, **options: Any) -> dict[str, Any] | None:
+        """Options: ``period``, the number of taps of a convolution's kernel."""
+        least = 8 * (_HEADER.size + 8)
+        if bits < least:
+            return None
+        return {'budget': int(bits), 'period': options.get('period') or 1}
+
+    @classmethod
+    def planned_bits(cls, shape: tuple[int, int], settings: dict[str, Any]) -> int:
+        return settings['budget']
+
+    @classmethod
+    def fit(
+        cls,
+        weight: Tensor,
+        settings: dict[str, Any],
+        *,
+        input_metric: MetricBlocks | None = None,
+        output_weights: Tensor | None = None,
+        seed: int = 0,
+        seeds: int = 1,
+        effort: float = 1.0,
+        progress: Progress | None = None,
+    ) -> Lattice:
+        """Finds the smallest step whose payload fits; ``seed``, ``seeds`` and ``effort`` change nothing."""
+        check_settings(cls.name, settings, {'budget': (1, 1 << 62), 'period': (1, MAX_PERIOD)})
+        problem = Problem.of(weight, input_metric, output_weights, settings['period'])
+        step, best, low, high = problem.spread or 1.0, None, None, None
+        for turn in range(SEARCH_TURNS):
+            found = problem.solve(step)[0]
+            if found.payload_bits() <= settings['budget']:
+                best, high = found, step
+            else:
+                low = step
+            if progress:
+                progress((turn + 1) / SEARCH_TURNS)
+            if low and high and high / low < 1.005:
+                break
+            step = math.sqrt(low * high) if low and high else step * (0.5 if low is None else 2.0)
+        if best is None:
+            raise RiemError(f'a budget of {settings["budget"]} bits is too small for a matrix of {tuple(weight.shape)}')
+        return best
+
+    @property
+    def symbols(self) -> int:
+        return self._codes.size
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The integers ``(out, in)``, int32."""
+        return self._codes
+
+    def settings(self) -> dict[str, Any]:
+        return {'period': self._period}
+
+    def to_payload(self) -> bytes:
+        if self._payload is None:
+            rows, columns = _pack_exponents(self._rows), _pack_exponents(self._columns)
+            header = _HEADER.pack(self._step, len(rows), len(columns))
+            self._payload = header + rows + columns + entropy.encode(self._codes, self._period)
+        return self._payload
+
+    @classmethod
+    def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Lattice:
+        check_settings(cls.name, settings, {'period': (1, MAX_PERIOD)})
+        if shape[1] % settings['period']:
+            raise RiemError(f'lattice: expected a divisor of {shape[1]} columns as period, found {settings["period"]}')
+        if len(payload) < _HEADER.size:
+            raise RiemError(f'lattice: expected at least {_HEADER.size} bytes, found {len(payload)}')
+        step, n_rows, n_columns = _HEADER.unpack_from(payload)
+        if not (math.isfinite(step) and step > 0):
+            raise RiemError(f'lattice: expected a finite step above 0, found {step}')
+        first, second = _HEADER.size + n_rows, _HEADER.size + n_rows + n_columns
+        if second > len(payload):
+            raise RiemError(f'lattice: expected {second} bytes and more, found {len(payload)}')
+        lattice = cls(
+            entropy.decode(payload[second:], shape, settings['period']),
+            step,
+            _unpack_exponents(payload[_HEADER.size : first], shape[0]),
+            _unpack_exponents(payload[first:second], shape[1]),
+            settings['period'],
+        )
+        lattice._payload = bytes(payload)
+        return lattice
+
+    def decode(self) -> Tensor:
+        rows = self._step * _powers(self._rows)
+        weight = rows[:, None] * _powers(self._columns) * self._codes
+        with np.errstate(over='ignore'):  # the container refuses what is not finite
+            return torch.from_numpy(weight.astype(np.float32))
+
+    def states(self) -> dict[str, Tensor]:
+        return {
+            'z': torch.from_numpy(self._codes.astype(np.float32)),
+            'row': torch.from_numpy((self._step * _powers(self._rows)).astype(np.float32)),
+            'column': torch.from_numpy(_powers(self._columns).astype(np.float32)),
+        }
+
+    @classmethod
+    def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
+        return states['row'][:, None] * states['column'] * states['z']
+
+    @classmethod
+    def random_states(cls, shape: tuple[int, int], settings: dict[str, Any]) -> dict[str, Tensor]:
+        return {'z': torch.randn(shape).mul_(2).round_(), 'row': torch.ones(shape[0]), 'column': torch.ones(shape[1])}
+
+    @classmethod
+    def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
+        return {**states, 'row': gain * states['row']}
+
+
+SEARCH_TURNS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A weight matrix with its factored metric, ready to be rounded at any step.
+
+    Attributes:
+        weight: ``(groups, in, out / groups)`` float32: columns are contiguous.
+        factors: for each block of columns the unit upper triangular ``R_ij / R_jj``, ``(groups, b, b)`` float32.
+        pivots: ``R_jj``, ``(groups, in)`` float32.
+        output_weights: ``g``, ``(groups, out / groups)`` float32.
+        period: taps of a kernel.
+    """
+
+    weight: Tensor
+    factors: tuple[Tensor, ...]
+    pivots: Tensor
+    output_weights: Tensor
+    period: int = 1
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        input_metric: MetricBlocks | None = None,
+        output_weights: Tensor | None = None,
+        period: int = 1,
+    ) -> Problem:
+        """Factor the metric: ``n ** 3 / 3`` operations for each block of ``n`` columns.
+
+        Raises:
+            RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
+        """
+        blocks = _check(weight, input_metric, output_weights)
+        out, columns = weight.shape
+        groups = blocks[0].shape[0] if blocks else 1
+        factors, pivots = [], []
+        for block in blocks:
+            factor, pivot = _factor(block.to(weight.device))
+            factors.append(factor)
+            pivots.append(pivot)
+        grouped = weight.detach().float().reshape(groups, out // groups, columns).transpose(1, 2).contiguous()
+        if output_weights is None:
+            output_weights = torch.ones(out, device=weight.device)
+        return cls(
+            grouped,
+            tuple(factors),
+            torch.cat(pivots, 1) if pivots else torch.ones(1, columns, device=weight.device),
+            output_weights.to(grouped).reshape(groups, -1),
+            period,
+        )
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the weights."""
+        return float(self.weight.double().std(unbiased=False))
+
+    @property
+    def log_sensitivity(self) -> float:
+        """Natural logarithm of the geometric mean of the damage that a unit error of one weight does."""
+        weights = self.output_weights.double()
+        floor = weights.mean() * 1e-3
+        return float(2 * self.pivots.double().log().mean() + weights.clamp_min(floor).log().mean())
+
+    def solve(self, step: float) -> tuple[Lattice, float]:
+        """Round to the lattice of that step; returns it and the damage, in units of the metric."""
+        rows = _exponents(self.output_weights, -ROW_POWER / 2)
+        columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER)
+        step = float(np.float32(step))
+        row_steps = step * torch.from_numpy(_powers(rows)).to(self.weight)
+        column_steps = torch.from_numpy(_powers(columns)).to(self.weight)
+        codes = torch.empty_like(self.weight)
+        errors = torch.empty_like(self.output_weights)
+        column_steps = column_steps.expand(self.pivots.shape)
+        _cancel(self.weight / row_steps[:, None], self.factors, self.pivots, column_steps, codes, errors)
+        damage = float((errors.double() * self.output_weights.double() * row_steps.double().square()).sum())
+        groups, columns_, per_group = codes.shape
+        matrix = codes.transpose(1, 2).reshape(groups * per_group, columns_).to(torch.int32).cpu().numpy()
+        flat_rows = rows.reshape(-1)
+        return Lattice(matrix, step, flat_rows, columns, self.period), damage
+
+
+def _cancel(
+    weight: Tensor, factors: Sequence[Tensor], pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
+) -> None:
+    """Fill in ``codes`` and ``errors``, the damage of each row, for ``weight`` ``(groups, in, rows)``."""
+    errors.zero_()
+    start = 0
+    sizes = [factor.shape[-1] for factor in factors] or [weight.shape[1]]
+    for number, size in enumerate(sizes):
+        here = slice(start, start + size)
+        factor = factors[number] if factors else None
+        _cancel_block(weight[:, here], factor, pivots[:, here], steps[:, here], codes[:, here], errors)
+        start += size
+
+
+def _cancel_block(
+    weight: Tensor, factor: Tensor | None, pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
+) -> None:
+    if factor is None:
+        target = weight / steps[:, :, None]
+        codes.copy_(_round(target))
+        left = (target - codes) * (steps * pivots)[:, :, None]
+        errors += left.square().sum(1)
+        return
+    columns = weight.shape[1]
+    target = weight.clone()  # weights, and what earlier columns have left for these to cancel
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        made = torch.empty_like(weight[:, start:stop])
+        for column in range(start, stop):
+            step = steps[:, column, None]
+            wanted = target[:, column]
+            code = _round(wanted / step)
+            codes[:, column] = code
+            rounded = code * step
+            errors += ((wanted - rounded) * pivots[:, column, None]).square_()
+            error = weight[:, column] - rounded
+            made[:, column - start] = error
+            if column + 1 < stop:
+                row = factor[:, column, column + 1 : stop]
+                target[:, column + 1 : stop].baddbmm_(row[:, :, None], error[:, None])
+        if stop < columns:
+            target[:, stop:].baddbmm_(factor[:, start:stop, stop:].transpose(1, 2), made)
+
+
+def _round(values: Tensor) -> Tensor:
+    magnitudes = values.abs().add_(0.5 - DEAD_ZONE).clamp_(0, MAX_SYMBOL).floor_()
+    return magnitudes.copysign_(values)
+
+
+def _factor(block: Tensor) -> tuple[Tensor, Tensor]:
+    """``A = R R^T`` with ``R`` upper triangular: ``R`` with its columns divided by the pivots, and the pivots."""
+    size = block.shape[-1]
+    damped = block.double()
+    mean = damped.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ridge = torch.where(mean > 0, mean * DAMPING, 1.0)
+    damped = damped + ridge[:, None, None] * torch.eye(size, dtype=damped.dtype, device=block.device)
+    lower = torch.linalg.cholesky(damped.flip(-1, -2))
+    upper = lower.flip(-1, -2)
+    pivots = upper.diagonal(dim1=-2, dim2=-1)
+    return (upper / pivots[:, None, :]).float().contiguous(), pivots.float().contiguous()
+
+
+def _check(weight: Tensor, metric: MetricBlocks | None, output_weights: Tensor | None) -> list[Tensor]:
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise RiemError(f'a weight matrix has two non-empty dimensions, found shape {tuple(weight.shape)}')
+    if not weight.isfinite().all():
+        raise RiemError('the weight matrix holds NaN or infinite values; repair the checkpoint first')
+    out, columns = weight.shape
+    blocks = [] if metric is None else [metric] if isinstance(metric, Tensor) else list(metric)
+    blocks = [block[None] if block.ndim == 2 else block for block in blocks]
+    sizes = [tuple(block.shape) for block in blocks]
+    square = all(len(size) == 3 and size[1] == size[2] and size[0] == sizes[0][0] for size in sizes)
+    if blocks and not (square and sum(size[1] for size in sizes) == columns and out % sizes[0][0] == 0):
+        raise RiemError(f'the input metric has shape {sizes}, expected square blocks over {columns} columns')
+    if any(not (block.isfinite().all() and (block.diagonal(dim1=1, dim2=2) >= 0).all()) for block in blocks):
+        raise RiemError('the input metric: expected finite values and a non-negative diagonal, found others')
+    if output_weights is not None and tuple(output_weights.shape) != (out,):
+        raise RiemError(f'the output weights have shape {tuple(output_weights.shape)}, expected {(out,)}')
+    if output_weights is not None and not (output_weights.isfinite() & (output_weights >= 0)).all():
+        raise RiemError('the output weights: expected finite non-negative values, found others')
+    return blocks
+
+
+def _exponents(scales: Tensor, power: float) -> np.ndarray:
+    """The nearest exponents of ``scales ** power`` relative to their geometric mean, int32."""
+    if power == 0:
+        return np.zeros(scales.shape, np.int32)
+    values = scales.double().cpu()
+    logs = values.clamp_min(values.mean() * 1e-6 + 1e-300).log2() * power
+    return ((logs - logs.mean()) * OCTAVE).round().numpy().astype(np.int32)
+
+
+def _powers(exponents: np.ndarray) -> np.ndarray:
+    """``2 ** (exponents / OCTAVE)`` in float64, bit-identical everywhere: square roots are exactly rounded."""
+    root = math.sqrt(math.sqrt(2.0))
+    fractions = np.array([1.0, root, root * root, root * root * root])
+    return np.ldexp(fractions[exponents % OCTAVE], exponents // OCTAVE)
+
+
+def _pack_exponents(exponents: np.ndarray) -> bytes:
+    return entropy.encode_vector(exponents) if exponents.any() else b''
+
+
+def _unpack_exponents(data: bytes, count: int) -> np.ndarray:
+    if not data:
+        return np.zeros(count, np.int32)
+    exponents = entropy.decode_vector(data, count)
+    if np.abs(exponents).max() > 400:
+        raise RiemError('lattice: expected exponents of -400 to 400, found others')
+    return exponents

@@ -1,0 +1,357 @@
+"""The pullback metric: what an error of a weight does to the outputs of the network.
+
+For a small error ``dW`` of the weight matrix of one layer, the squared relative error of the network's outputs,
+summed over its output tensors, is to first order
+
+    sum_i g_i dw_i^T A dw_i,        A = E[gamma x x^T],  g_i = E[G_i^2]
+
+with the layer's inputs ``x`` (im2col columns), the gradient ``G`` of a random projection of the outputs at the
+layer's outputs, and ``gamma = |G|^2 / E|G|^2``. Inputs are weighted by ``gamma`` because an error matters where the
+outputs depend on it. Errors at different positions are taken as uncorrelated, and ``x`` as independent of ``G``
+otherwise (Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", 2016).
+
+Inputs are seen where the network calls ``linear`` and the convolutions, however often and by whatever module. A
+parameter that is used in another way (a table of position biases, a deformable convolution) has a diagonal metric
+from the gradients of its own elements.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import threading
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .probe import Probe
+from .surgery import WeightView
+
+POSITIONS = 4096
+"""Inputs ``x`` of one call of a layer on one batch that enter the sum; more are sampled."""
+MAX_COLUMNS = 6144
+"""Widest block of the metric: correlations between columns of different blocks are left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """The pullback metric of one weight matrix ``(out, in)``.
+
+    Attributes:
+        blocks: ``A`` as diagonal blocks over consecutive columns, each ``(groups, b, b)`` float32, ``b`` summing up to
+            ``in``; rows ``k * out / groups`` to ``(k + 1) * out / groups`` have the ``A`` of group ``k``.
+        output_weights: ``g`` ``(out,)`` float64.
+        source: ``inputs``, or ``gradients`` where the layer's inputs could not be seen.
+    """
+
+    blocks: tuple[Tensor, ...]
+    output_weights: Tensor
+    source: str
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of rows with a metric of their own."""
+        return self.blocks[0].shape[0]
+
+    def dense(self) -> Tensor:
+        """One ``A`` for all rows, ``(in, in)``: the mean over the groups."""
+        return torch.block_diag(*(block.mean(0) for block in self.blocks))
+
+
+def collect(
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    *,
+    threads: int = 1,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, Metric]:
+    """The pullback metric of each weight that the outputs depend on, by name; others are left out.
+
+    The model is not changed. The result depends on the seed, not on ``threads``.
+    """
+    batches = probe.batches()
+    sums: dict[str, _Sums] = {}
+    done = 0
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        before = torch.get_num_threads()
+        models = threading.local()
+
+        def work(number: int) -> dict[str, _Sums]:
+            if not hasattr(models, 'own'):
+                models.own = _frozen_copy(model)
+            return _one_batch(models.own, views, probe, batches[number], (seed << 20) + number)
+
+        try:
+            # a window of batches: what they found is added up in their order, whoever finishes first
+            for start in range(0, len(batches), threads):
+                for found in pool.map(work, range(start, min(start + threads, len(batches)))):
+                    for name, part in found.items():
+                        sums[name] = part if name not in sums else sums[name].add(part)
+                    done += 1
+                    if on_progress:
+                        on_progress(done / len(batches))
+        finally:
+            torch.set_num_threads(before)
+    return {view.name: sums[view.name].metric(probe.images) for view in views if _is_reached(sums.get(view.name))}
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    own = copy.deepcopy(model).eval()
+    for module in own.modules():
+        if getattr(module, 'with_cp', False):
+            module.with_cp = False  # a checkpointed part would run again, unseen, in the backward pass
+    return own.requires_grad_(False)
+
+
+def _is_reached(sums: _Sums | None) -> bool:
+    return sums is not None and float(sums.output_weights.sum()) > 0
+
+
+@dataclass
+class _Sums:
+    """Sums over positions and images."""
+
+    blocks: list[Tensor]
+    output_weights: Tensor
+    energy: float
+    source: str
+
+    def add(self, other: _Sums) -> _Sums:
+        for mine, its in zip(self.blocks, other.blocks):
+            mine += its
+        self.output_weights += other.output_weights
+        self.energy += other.energy
+        return self
+
+    def metric(self, images: int) -> Metric:
+        blocks = tuple(block.div_(self.energy) for block in self.blocks)
+        return Metric(blocks, self.output_weights / images, self.source)
+
+
+def _one_batch(
+    model: nn.Module, views: Sequence[WeightView], probe: Probe, batch: tuple[int, int], seed: int
+) -> dict[str, _Sums]:
+    watch = _Watch(model, views, seed)
+    with torch.enable_grad():
+        with watch:
+            outputs = [output for output in probe.run(model, *batch) if output.requires_grad]
+        if outputs:
+            _random_projection(outputs, batch, seed).backward()
+    return watch.finish()
+
+
+def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: int) -> Tensor:
+    """Of the relative outputs: the mean over the signs of its squared gradient is that of the relative error."""
+    generator = torch.Generator().manual_seed(seed)
+    total = outputs[0].new_zeros(())
+    for output in outputs:
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        scale = output.detach().std().clamp_min(1e-6) * (output.numel() / (batch[1] - batch[0])) ** 0.5
+        total = total + (signs * output).sum() / scale
+    return total
+
+
+class _Watch(TorchFunctionMode):
+    """Sees the calls of linear and convolution functions with the weights, and the gradients at their outputs."""
+
+    def __init__(self, model: nn.Module, views: Sequence[WeightView], seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._sums: dict[str, _Sums] = {}
+        self._calls: dict[str, int] = {}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters = {view.name: parameters[view.name] for view in views}
+        self._views = {self._parameters[view.name].untyped_storage().data_ptr(): view for view in views}
+        self._view_by_name = {view.name: view for view in views}
+        for parameter in self._parameters.values():  # one that is used in a way unknown here gets a gradient itself
+            parameter.requires_grad_(True)
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is F.multi_head_attention_forward:
+            return self._attention(dict(zip(_ATTENTION, args), **kwargs))
+        if function not in _CALLS:
+            return function(*args, **kwargs)
+        call = dict(zip(_CALLS[function], args), **kwargs)
+        view = self._views.get(call['weight'].untyped_storage().data_ptr())
+        if view is None:
+            return function(*args, **kwargs)
+        weight = call['weight'].detach()  # not its own gradient is wanted but the one at the output
+        output = function(**{**call, 'weight': weight})
+        if not output.requires_grad:
+            output.requires_grad_(True)
+        if output.is_leaf or output._is_view():
+            output = output.clone()  # an in-place activation refuses a leaf, and takes the hook from a view
+        if output.numel():
+            self._see(view, function, call, output)
+        return output
+
+    def _attention(self, call: dict[str, Any]) -> Any:
+        """Attention whose projections are calls of their own, so that their inputs can be seen."""
+        names = ('q_proj_weight', 'k_proj_weight', 'v_proj_weight')
+        packed, bias = call['in_proj_weight'], call['in_proj_bias']
+        weights = packed.chunk(3) if packed is not None else [call[name] for name in names]
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        with self:
+            projected = [
+                F.linear(call[name], weight, bias)
+                for name, weight, bias in zip(('query', 'key', 'value'), weights, biases)
+            ]
+        identity = torch.eye(len(call['out_proj_weight'])).to(projected[0])
+        call.update(zip(('query', 'key', 'value'), projected))
+        call.update(in_proj_weight=identity.repeat(3, 1), in_proj_bias=None, use_separate_proj_weight=False)
+        out_weight, out_bias = call['out_proj_weight'], call['out_proj_bias']
+        heads, attention = F.multi_head_attention_forward(
+            **{**call, 'out_proj_weight': identity, 'out_proj_bias': None, **dict.fromkeys(names)}
+        )
+        with self:
+            return F.linear(heads, out_weight, out_bias), attention
+
+    def _see(self, view: WeightView, function: Callable, call: dict[str, Any], output: Tensor) -> None:
+        number = self._calls[view.name] = self._calls.get(view.name, -1) + 1
+        generator = torch.Generator().manual_seed(zlib.crc32(f'{view.name} {number} {self._seed}'.encode()))
+        see = {F.linear: _linear_columns, F.conv2d: _columns, F.conv_transpose2d: _transposed_columns}[function]
+        rows = _rows_of(call['weight'], view)
+
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            inputs, at, share = see(call, output, generator)
+
+        def receive(gradient: Tensor) -> None:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                self._add(view, function, inputs, at(gradient), share, rows, call)
+
+        output.register_hook(receive)
+
+    def _add(
+        self,
+        view: WeightView,
+        function: Callable,
+        inputs: Tensor,
+        gradient: Tensor,
+        share: float,
+        rows: slice,
+        call: dict[str, Any],
+    ) -> None:
+        """Add up inputs ``(groups, positions, in)`` and gradients ``(positions, out)``, a ``share`` of all."""
+        squared = gradient.double().square() * share
+        energy = squared.sum(1)
+        weighted = inputs * energy.to(inputs)[:, None]
+        blocks = [torch.bmm(weighted[..., part].transpose(1, 2), inputs[..., part]) for part in parts(inputs.shape[2])]
+        if function is F.conv_transpose2d:
+            taps, stride = call['weight'][0, 0], call.get('stride', 1)
+            every = torch.eye(taps.numel()).to(inputs) / math.prod(_pair(stride))
+            blocks = [torch.stack([torch.kron(block, every) for block in whole]) for whole in blocks]
+        output_weights = torch.zeros(view.matrix_shape[0], dtype=torch.float64)
+        output_weights[rows] = squared.sum(0).cpu()
+        found = _Sums([block.cpu() for block in blocks], output_weights, float(energy.sum()), 'inputs')
+        self._sums[view.name] = self._sums[view.name].add(found) if view.name in self._sums else found
+
+    def finish(self) -> dict[str, _Sums]:
+        """The sums of every weight that has any; a parameter used in ways unknown here has those of its gradient."""
+        for name, parameter in self._parameters.items():
+            gradient, parameter.grad = parameter.grad, None
+            if name not in self._sums and gradient is not None and name not in self._calls:
+                self._sums[name] = self._of_gradient(self._view_by_name[name].to_matrix(gradient))
+        return self._sums
+
+    def _of_gradient(self, gradient: Tensor) -> _Sums:
+        squared = gradient.double().square().cpu()
+        columns = squared.sum(0).float()
+        blocks = [torch.diag(columns[part])[None] for part in parts(len(columns))]
+        return _Sums(blocks, squared.sum(1), float(squared.sum()), 'gradients')
+
+
+def parts(columns: int) -> list[slice]:
+    """Consecutive columns of each block of the metric, as equal as can be, at most ``MAX_COLUMNS``.
+
+    >>> parts(3)
+    [slice(0, 3, None)]
+    """
+    count = -(-columns // MAX_COLUMNS)
+    width = -(-columns // count)
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
+_CALLS = {
+    F.linear: ('input', 'weight', 'bias'),
+    F.conv2d: ('input', 'weight', 'bias', 'stride', 'padding', 'dilation', 'groups'),
+    F.conv_transpose2d: (
+        'input', 'weight', 'bias', 'stride', 'padding', 'output_padding', 'groups', 'dilation',
+    ),
+}  # fmt: skip
+_ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
+
+_Seen = tuple[Tensor, Callable[[Tensor], Tensor], float]
+"""Inputs ``(groups, positions, in)``; the gradient ``(positions, out)`` there; all positions by those chosen."""
+
+
+def _rows_of(weight: Tensor, view: WeightView) -> slice:
+    """The rows of the matrix that a call uses: a part where a module splits a packed projection."""
+    if tuple(weight.shape) == view.shape or view.layout != 'out_first':
+        return slice(0, view.matrix_shape[0])
+    first = weight.storage_offset() // max(1, math.prod(view.shape[1:]))
+    return slice(first, first + weight.shape[0])
+
+
+def _choose(positions: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, float]:
+    if positions <= POSITIONS:
+        return torch.arange(positions, device=device), 1.0
+    return torch.randperm(positions, generator=generator)[:POSITIONS].to(device), positions / POSITIONS
+
+
+def _linear_columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -> _Seen:
+    inputs = call['input'].detach().reshape(-1, call['input'].shape[-1])
+    chosen, share = _choose(len(inputs), generator, inputs.device)
+    return inputs[chosen][None], lambda gradient: gradient.reshape(-1, gradient.shape[-1])[chosen], share
+
+
+def _columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -> _Seen:
+    """The im2col columns at some output positions of a convolution."""
+    inputs, (high, wide) = call['input'].detach(), call['weight'].shape[2:]
+    stride, dilation = _pair(call.get('stride', 1)), _pair(call.get('dilation', 1))
+    padding, groups = call.get('padding', 0), call.get('groups', 1)
+    if padding == 'same':
+        total = [dilation[axis] * (size - 1) for axis, size in enumerate((high, wide))]
+        inputs = F.pad(inputs, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+    elif padding != 'valid':
+        top, left = _pair(padding)
+        inputs = F.pad(inputs, (left, left, top, top))
+    rows, columns = output.shape[2:]
+    chosen, share = _choose(output.shape[0] * rows * columns, generator, inputs.device)
+    image, place = chosen // (rows * columns), chosen % (rows * columns)
+    y = (place // columns * stride[0])[:, None, None] + torch.arange(high, device=chosen.device)[:, None] * dilation[0]
+    x = (place % columns * stride[1])[:, None, None] + torch.arange(wide, device=chosen.device) * dilation[1]
+    taken = inputs.permute(0, 2, 3, 1)[image[:, None, None], y, x]  # (positions, high, wide, channels)
+    taken = taken.permute(3, 1, 2, 0).reshape(groups, -1, len(chosen)).transpose(1, 2)
+    return taken, lambda gradient: gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])[chosen], share
+
+
+def _transposed_columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -> _Seen:
+    """The inputs of a transposed convolution; gradients are the mean over the output pixels of an input pixel."""
+    inputs, groups = call['input'].detach(), call.get('groups', 1)
+    size = inputs.shape[2:]
+    flat = inputs.permute(1, 0, 2, 3).reshape(groups, inputs.shape[1] // groups, -1).transpose(1, 2)
+    chosen, share = _choose(flat.shape[1], generator, inputs.device)
+    pixels = output.shape[2] * output.shape[3] / (size[0] * size[1])
+
+    def at(gradient: Tensor) -> Tensor:
+        mean_square = F.interpolate(gradient.square(), size=size, mode='area') * pixels
+        return mean_square.sqrt().permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])[chosen]
+
+    return flat[:, chosen], at, share
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

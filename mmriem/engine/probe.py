@@ -1,0 +1,201 @@
+"""Images for a detector, and its real way through them: test pipeline, backbone, proposals, second stage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from mmriem.core.errors import RiemError
+from mmriem.core.images import procedural_images
+from mmriem.core.probe import Probe
+
+__all__ = ['DetectorProbe', 'input_size']
+
+MAX_PIXELS = 1 << 18
+"""Of one procedural image. Where a config's images are larger, these are smaller ones at the same scale of a pixel:
+time and memory of a probe are proportional to the pixels, and dead leaves look the same at every scale."""
+PIXELS = 1 << 21
+"""Of all images together, where their number is not given."""
+COUNTS = (8, 64)
+"""Least and most images by default."""
+SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
+FALLBACK_SIZE = (640, 480)
+"""Of images for a config whose test pipeline names no size."""
+
+
+class DetectorProbe(Probe):
+    """Procedural images at the input size of a config, or images of a folder, through its test pipeline.
+
+    Args:
+        config: the detector's, with a test pipeline.
+        count: number of images; 0: by their size, or all of the folder up to the same number.
+        seed: of the procedural images.
+        folder: use these images instead.
+
+    Raises:
+        RiemError: no test pipeline, or a folder without images.
+    """
+
+    def __init__(self, config: Config, count: int = 0, seed: int = 0, folder: str | os.PathLike | None = None) -> None:
+        init_default_scope(config.get('default_scope', 'mmdet'))
+        steps = _pipeline(config)
+        width, height = input_size(steps)
+        if folder is None and width * height > MAX_PIXELS:
+            shrink = (MAX_PIXELS / (width * height)) ** 0.5
+            width, height = int(width * shrink), int(height * shrink)
+            steps = _resized(steps, (width, height))
+        wanted = count or min(max(PIXELS // (width * height), COUNTS[0]), COUNTS[1])
+        if folder is None:
+            self._images = list(procedural_images(wanted, height, width, seed))
+            said = {'kind': 'procedural', 'seed': seed, 'size': [width, height]}
+        else:
+            self._images = _files(folder)[:wanted]
+            said = {'kind': 'folder', 'folder': Path(folder).name}
+        self.images = len(self._images)
+        self.batch = max(1, MAX_PIXELS // (width * height))
+        self._description = {**said, 'count': self.images}
+        self._pipeline = Compose(steps)
+
+    def describe(self) -> dict[str, Any]:
+        return self._description
+
+    def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+        batch = pseudo_collate([self._sample(number) for number in range(first, last)])
+        with _outputs_of_heads(model) as outputs, _every_box_passes(model):
+            data = model.data_preprocessor(batch, False)
+            model.predict(data['inputs'], data['data_samples'], rescale=False)
+        if not outputs:
+            raise RiemError(
+                f'{type(model).__name__}: expected a module named ...head that is called when the detector '
+                'predicts, found none; use --metric identity'
+            )
+        return outputs
+
+    def _sample(self, number: int) -> dict[str, Any]:
+        image = self._images[number]
+        if isinstance(image, Path):
+            read = cv2.imread(str(image), cv2.IMREAD_COLOR)
+            if read is None:
+                raise RiemError(f'{image}: expected an image, found something else; remove it from the folder')
+        else:
+            read = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        return self._pipeline({'img': read, 'img_id': number, 'img_path': ''})
+
+
+def input_size(steps: list[dict[str, Any]]) -> tuple[int, int]:
+    """``(width, height)`` of the images that a test pipeline makes, as its first step with a scale tells.
+
+    >>> input_size([dict(type='Resize', scale=(1333, 800), keep_ratio=True)])
+    (1333, 800)
+    """
+    for step in steps:
+        scale = step.get('scale')
+        scale = scale[0] if isinstance(scale, list) and scale and not isinstance(scale[0], int) else scale
+        if isinstance(scale, int):
+            return scale, scale
+        if isinstance(scale, (tuple, list)) and len(scale) == 2 and min(scale) > 0:
+            return int(scale[0]), int(scale[1])
+    return FALLBACK_SIZE
+
+
+def _resized(steps: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The steps with another size, that of images and that of their padding."""
+    resized = []
+    for step in steps:
+        step = dict(step)
+        if 'scale' in step:
+            step['scale'] = size
+        if step.get('size') is not None and str(step['type']).endswith('Pad'):
+            step['size'] = size
+        resized.append(step)
+    return resized
+
+
+def _pipeline(config: Config) -> list[dict[str, Any]]:
+    """The steps of the test pipeline after the image is read, without those that want annotations."""
+    loader = config.get('test_dataloader') or {}
+    dataset = loader.get('dataset') or {}
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    steps = deepcopy(dataset.get('pipeline') or config.get('test_pipeline'))
+    if not steps:
+        raise RiemError(
+            'config: expected a test pipeline in test_dataloader.dataset, found none; use --metric identity'
+        )
+    plain = [dict(step) for step in steps]
+    kept = [step for step in plain if 'LoadImage' not in str(step['type']) and 'Annotations' not in str(step['type'])]
+    return [dict(type='mmdet.LoadImageFromNDArray'), *kept]
+
+
+def _files(folder: str | os.PathLike) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise RiemError(f'--images {folder}: expected a folder of images, found none of that name')
+    files = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise RiemError(f'--images {folder}: expected images ({", ".join(sorted(SUFFIXES))}), found none')
+    return files
+
+
+@contextmanager
+def _outputs_of_heads(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The float tensors that heads return, of the outermost one where heads hold heads."""
+    outputs: list[Tensor] = []
+    depth = 0
+    hooks = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            outputs.extend(tensor for tensor in _tensors(output) if tensor.is_floating_point() and tensor.numel())
+
+    for name, module in model.named_modules():
+        if any(part.endswith('head') for part in name.split('.')):
+            hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+
+
+@contextmanager
+def _every_box_passes(model: nn.Module) -> Iterator[None]:
+    """Second stages without a threshold on scores, so that the mask head sees the best boxes whatever they are."""
+    changed = []
+    for module in model.modules():
+        settings = getattr(module, 'test_cfg', None)
+        if 'roi_head' in dict(model.named_children()) and isinstance(settings, dict) and 'score_thr' in settings:
+            changed.append((settings, settings['score_thr']))
+            settings['score_thr'] = 0.0
+    try:
+        yield
+    finally:
+        for settings, before in changed:
+            settings['score_thr'] = before
