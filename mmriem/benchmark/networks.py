@@ -86,13 +86,21 @@ class Classifier(Network):
 
 @dataclass(frozen=True)
 class Detector(Network):
-    """A detector of mmdet; `data_root` see `mmriem.engine.config.with_data_root`."""
+    """A detector of mmdet.
+
+    Attributes:
+        config: of mmdet.
+        metric: of its evaluator, between 0 and 1.
+        data_root: see `mmriem.engine.config.with_data_root`.
+        logs: folder for the logs of evaluations; it must outlast them, MMEngine's visualizer keeps the first one.
+    """
 
     name: str
     config: str
     checkpoint: str
     metric: str = 'coco/bbox_mAP'
     data_root: str | None = None
+    logs: str = 'work_dirs/benchmark/logs'
 
     def build(self) -> nn.Module:
         """See `Network`."""
@@ -107,7 +115,7 @@ class Detector(Network):
         with TemporaryDirectory() as folder:
             path = Path(folder) / 'decoded.pth'
             torch.save({'state_dict': state_dict}, path)
-            return 100 * evaluate(self._config(), path, folder).get(self.metric, 0.0)
+            return 100 * evaluate(self._config(), path, self.logs).get(self.metric, 0.0)
 
     def _config(self) -> Any:
         from mmengine.config import Config

@@ -29,12 +29,12 @@ def test_detector_as_the_test_tool_evaluates_it(tiny_config, runner_checkpoint, 
     from mmriem.engine.config import read_config
     from mmriem.engine.evaluation import evaluate
 
-    network = build_network(
-        dict(name='tiny', type='detector', config=str(tiny_config), checkpoint=str(runner_checkpoint))
-    )
+    files = dict(config=str(tiny_config), checkpoint=str(runner_checkpoint), logs=str(tmp_path / 'logs'))
+    network = build_network(dict(name='tiny', type='detector', **files))
     expected = evaluate(read_config(tiny_config), runner_checkpoint, tmp_path)['coco/bbox_mAP']
     assert expected > 0
-    assert network.accuracy(network.original().state_dict()) == pytest.approx(100 * expected)
+    for _ in range(2):
+        assert network.accuracy(network.original().state_dict()) == pytest.approx(100 * expected)
 
 
 @pytest.mark.parametrize(
