@@ -36,6 +36,7 @@ ratios = (0.05, 0.1, 0.19, 0.3)
 methods = [
     dict(type='fp16', settings=[dict()]),
     dict(type='rounding', settings=[dict(bits=bits) for bits in (2, 3, 4, 5, 6, 8)]),
+    dict(type='minmax', settings=[dict(bits=bits) for bits in (2, 3, 4, 5, 6, 8)]),
     dict(type='svd', settings=[dict(bits=bits) for bits in (2, 3, 4, 6)]),
     dict(type='hqq', settings=[dict(bits=bits) for bits in (2, 3, 4, 8)]),
     dict(type='nncodec', settings=[dict(qp=qp, bnf=True) for qp in (-18, -20, -22, -24, -26, -28, -30, -32)]),

@@ -23,7 +23,7 @@ from mmriem.core.quantise import Grid, PayloadReader, float_bytes, pack
 
 from .method import Method, PackedMethod, complete, floating_tensors
 
-__all__ = ['METHODS', 'Fp16', 'Hqq', 'Mmriem', 'NNCodec', 'Rounding', 'Svd', 'get_method']
+__all__ = ['METHODS', 'Fp16', 'Hqq', 'MinMax', 'Mmriem', 'NNCodec', 'Rounding', 'Svd', 'get_method']
 
 EPS = 1e-5
 """What NNCodec adds to a variance."""
@@ -63,6 +63,32 @@ class Rounding(PackedMethod):
         return (reader.integers(bits, shape).float() - (2 ** (bits - 1) - 1)) * scale[:, None]
 
 
+class MinMax(PackedMethod):
+    """Rounding to the nearest of `2**bits` levels between the minimum and maximum of each output channel."""
+
+    name = 'minmax'
+
+    def pack(self, matrix: Tensor, bits: int) -> bytes:
+        """See `pack_columns`."""
+        return pack_columns(matrix.T, bits)
+
+    def unpack(self, reader: PayloadReader, shape: tuple[int, int], bits: int) -> Tensor:
+        """See `PackedMethod`."""
+        return unpack_columns(reader, (shape[1], shape[0]), bits).T
+
+
+def pack_columns(columns: Tensor, bits: int) -> bytes:
+    """`(n, d)` with `2**bits` levels between the minimum and maximum of each column: fp16 lows and steps, codes."""
+    grid = Grid.between(columns, bits)
+    return float_bytes(grid.low, '<f2') + float_bytes(grid.step, '<f2') + pack(grid.nearest(columns), bits)
+
+
+def unpack_columns(reader: PayloadReader, shape: tuple[int, int], bits: int) -> Tensor:
+    """Inverse of `pack_columns`, up to rounding: `(n, d)`."""
+    low, step = (reader.floats('<f2', shape[1:]) for _ in range(2))
+    return Grid(low, step, bits).values(reader.integers(bits, shape))
+
+
 class Svd(PackedMethod):
     """Truncated SVD, its two factors with 8 bits between the minimum and maximum of each column.
 
@@ -76,23 +102,13 @@ class Svd(PackedMethod):
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         rank, root = self._rank(tuple(matrix.shape), bits), values.sqrt()
         factors = (left * root)[:, :rank], (right.T * root)[:, :rank]
-        return b''.join(self._pack_factor(factor) for factor in factors)
+        return b''.join(pack_columns(factor, 8) for factor in factors)
 
     def unpack(self, reader: PayloadReader, shape: tuple[int, int], bits: float) -> Tensor:
         """See `PackedMethod`."""
         rank = self._rank(shape, bits)
-        left, right = (self._unpack_factor(reader, rows, rank) for rows in shape)
+        left, right = (unpack_columns(reader, (rows, rank), 8) for rows in shape)
         return left @ right.T
-
-    @staticmethod
-    def _pack_factor(factor: Tensor) -> bytes:
-        grid = Grid.between(factor, 8)
-        return float_bytes(grid.low, '<f2') + float_bytes(grid.step, '<f2') + pack(grid.nearest(factor), 8)
-
-    @staticmethod
-    def _unpack_factor(reader: PayloadReader, rows: int, rank: int) -> Tensor:
-        low, step = reader.floats('<f2', (rank,)), reader.floats('<f2', (rank,))
-        return Grid(low, step, 8).values(reader.integers(8, (rows, rank)))
 
     @staticmethod
     def _rank(shape: tuple[int, int], bits: float) -> int:
@@ -227,7 +243,9 @@ def compressed(model: nn.Module, settings: Settings, probe: Any) -> Compressed:
     return compress(model, settings, dataset_meta={}, source=source, threads=torch.get_num_threads(), **measured)
 
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Fp16, Rounding, Svd, Hqq, NNCodec, Mmriem)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Fp16, Rounding, MinMax, Svd, Hqq, NNCodec, Mmriem)
+}
 
 
 def get_method(name: str) -> type[Method]:

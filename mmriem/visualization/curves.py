@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 __all__ = ['draw_curves']
 
@@ -60,6 +61,9 @@ def draw_curves(
         axes.set_ylim(bottom=0)
         if log:
             axes.set_xscale('log')
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter('{x:,.0f}')
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_xlim(left=0)
         axes.grid(alpha=0.3)

@@ -4,7 +4,7 @@ from safetensors import safe_open
 from torch import nn
 
 from mmriem.benchmark.method import complete, floating_tensors
-from mmriem.benchmark.methods import METHODS, Rounding, Svd, folding_pairs, get_method
+from mmriem.benchmark.methods import METHODS, MinMax, Rounding, Svd, folding_pairs, get_method
 from mmriem.core.errors import RiemError
 from mmriem.core.surgery import find_weights
 
@@ -46,6 +46,7 @@ def net():
 FINE = {
     'fp16': {},
     'rounding': dict(bits=8),
+    'minmax': dict(bits=8),
     'svd': dict(bits=30),
     'hqq': dict(bits=8),
     'nncodec': dict(qp=-50, bnf=True),
@@ -78,7 +79,14 @@ def test_a_fine_setting_keeps_the_output(net, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'setting'), [('rounding', dict(bits=3)), ('svd', dict(bits=3)), ('hqq', dict(bits=3)), ('nncodec', {})]
+    ('name', 'setting'),
+    [
+        ('rounding', dict(bits=3)),
+        ('minmax', dict(bits=3)),
+        ('svd', dict(bits=3)),
+        ('hqq', dict(bits=3)),
+        ('nncodec', {}),
+    ],
 )
 def test_a_coarse_setting_is_smaller_and_worse(net, name, setting, tmp_path):
     if not METHODS[name].is_installed():
@@ -108,6 +116,13 @@ def test_rounding_by_hand():
     matrix = torch.tensor([[3.0, -1.4, 0.2, 1.6], [0.0, 0.0, 0.0, 0.0]])
     expected = torch.tensor([[3.0, -1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     assert torch.equal(unpacked(Rounding(), matrix, bits=3), expected)
+
+
+def test_minmax_by_hand():
+    matrix = torch.tensor([[0.0, 1.0, 2.4, 3.0], [-1.0, -1.0, 0.0, 5.0]])
+    expected = torch.tensor([[0.0, 1.0, 2.0, 3.0], [-1.0, -1.0, -1.0, 5.0]])
+    assert torch.equal(unpacked(MinMax(), matrix, bits=2), expected)
+    assert len(MinMax().pack(matrix, bits=2)) == 2 * 4 + 2
 
 
 @pytest.mark.parametrize(('bits', 'rank'), [(0.1, 1), (4.0, 6), (100.0, 24)])
