@@ -95,6 +95,24 @@ randomness = dict(seed=3)
 log_level = 'INFO'
 """
 
+BENCHMARK = """
+networks = [
+    dict(
+        name='small', type='classifier', architecture='resnet20', checkpoint='../shared/data/net.pth',
+        images='../shared/data/test.npz', settings=dict(rounding=[dict(bits=4)]),
+    ),
+    dict(name='again', type='classifier', architecture='resnet20', checkpoint='../shared/data/net.pth',
+         images='../shared/data/test.npz'),
+]
+methods = [
+    dict(type='fp16', settings=[dict()]),
+    dict(type='rounding', settings=[dict(bits=2), dict(bits=8)]),
+    dict(name='low rank', type='mmriem', settings=[
+        dict(representation='bilinear', ratio=0.3), dict(representation='bilinear', ratio=0.001),
+    ]),
+]
+"""
+
 
 @pytest.fixture(scope='session')
 def coco_data(tmp_path_factory) -> Path:
@@ -181,6 +199,28 @@ def riem_file(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('riem') / 'tiny.riem'
     container.write(path, archive)
     return path
+
+
+@pytest.fixture(scope='session')
+def classifier_data(tmp_path_factory):
+    """A folder with `net.pth` and `test.npz`."""
+    import torch
+
+    from mmriem.classification import resnet20
+
+    root = tmp_path_factory.mktemp('data')
+    torch.manual_seed(0)
+    torch.save(resnet20().state_dict(), root / 'net.pth')
+    rng = np.random.default_rng(0)
+    np.savez(root / 'test.npz', X=rng.integers(0, 256, (20, 32, 32, 3), np.uint8), Y=rng.integers(0, 10, 20))
+    return root
+
+
+@pytest.fixture
+def benchmark_config(tmp_path):
+    """A config that benchmarks a classifier of `classifier_data`, in `tmp_path`."""
+    (tmp_path / 'bench.py').write_text(BENCHMARK)
+    return tmp_path / 'bench.py'
 
 
 @pytest.fixture

@@ -8,18 +8,15 @@ The checkpoint of CONFIG is the .pth file of the same name beside it where --che
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
@@ -29,10 +26,10 @@ from mmriem.core.compress import Settings
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import Outputs, compress_detector
-from mmriem.engine.config import read_config
+from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
 from mmriem.engine.evaluation import evaluate
 from mmriem.engine.progress import show_progress
-from mmriem.visualization import draw_curves
+from mmriem.visualization import cells, command_and_machine, draw_curves, machine, markdown, write_csv
 
 COLUMNS = {
     'detector': '{}',
@@ -46,7 +43,6 @@ COLUMNS = {
     'fit s': '{}',
     'test s': '{:.0f}',
 }
-STATED_ROOT = '../shared/data/'
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,17 +74,6 @@ def checkpoints_of(args: argparse.Namespace) -> list[str]:
             f'--checkpoints: expected {len(args.configs)}, one for each config, found {len(args.checkpoints)}'
         )
     return args.checkpoints
-
-
-def moved(tree: Any, root: str | None) -> Any:
-    """The config with its data under another root."""
-    if isinstance(tree, dict):
-        return {key: moved(value, root) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(moved(value, root) for value in tree)
-    if root and isinstance(tree, str) and tree.startswith(STATED_ROOT):
-        return os.path.join(root, tree[len(STATED_ROOT) :])
-    return tree
 
 
 def compressed(config: str, checkpoint: str, settings: Settings, args: argparse.Namespace) -> tuple[Outputs, dict]:
@@ -126,7 +111,7 @@ def row(detector: str, method: str, asked: Any, report: dict | None, metrics: di
 
 def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dict]:
     """The rows of one detector: the original, then each ratio with each representation."""
-    cfg = Config(moved(read_config(config).to_dict(), args.data_root))
+    cfg = Config(with_data_root(read_config(config).to_dict(), args.data_root))
     work_dir, name = Path(args.out) / 'logs', Path(config).stem
     original = evaluate(cfg, checkpoint, work_dir)
     size = None
@@ -149,30 +134,6 @@ def has_only(bits: int, report: dict) -> bool:
     return all(weight['settings']['state_bits'] == bits for weight in report['weights'] if weight['settings'])
 
 
-def write_tables(found: list[dict], folder: Path) -> None:
-    """The rows as table.csv, and as table.md with the command and the machine."""
-    with open(folder / 'table.csv', 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(found)
-    lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
-    lines += ['| ' + ' | '.join(cells(entry)) + ' |' for entry in found]
-    lines += ['', f'`python {" ".join(sys.argv)}`', '', machine()]
-    (folder / 'table.md').write_text('\n'.join(lines) + '\n', encoding='utf-8')
-
-
-def cells(entry: dict) -> list[str]:
-    """A row as text."""
-    return [form.format(entry[key]) for key, form in COLUMNS.items()]
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    return (
-        f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}'
-    )
-
-
 def main() -> None:
     """Compare what the command line names."""
     args = parse_args()
@@ -184,14 +145,16 @@ def main() -> None:
     for config, checkpoint in pairs:
         for entry in rows(config, checkpoint, args):
             found.append(entry)
-            print('  '.join(cells(entry)), file=sys.stderr, flush=True)
-            write_tables(found, folder)
+            print('  '.join(cells(entry, COLUMNS)), file=sys.stderr, flush=True)
+            write_csv(found, COLUMNS, folder / 'table.csv')
+            text = f'{markdown(found, COLUMNS)}\n{command_and_machine()}'
+            (folder / 'table.md').write_text(text, encoding='utf-8')
     draw_curves(found, folder / 'picture.png')
     table = Table(title=f'{folder / "table.md"}, picture.png ({machine()})', title_justify='left')
     for key, form in COLUMNS.items():
         table.add_column(key, justify='left' if form == '{}' and key in ('detector', 'method') else 'right')
     for entry in found:
-        table.add_row(*cells(entry))
+        table.add_row(*cells(entry, COLUMNS))
     console.print(table)
 
 

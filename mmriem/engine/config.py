@@ -13,7 +13,10 @@ from mmengine.config import Config
 
 from mmriem.core.errors import RiemError
 
-__all__ = ['config_path', 'load_strictly', 'read_config']
+__all__ = ['STATED_ROOT', 'config_path', 'load_strictly', 'read_config', 'with_data_root']
+
+STATED_ROOT = '../shared/data/'
+"""Where configs say that data and checkpoints are which are no part of the project."""
 
 
 def read_config(name: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Config:
@@ -71,3 +74,18 @@ def load_strictly(config: Config) -> None:
     `custom_hooks`, which they replace.
     """
     config.merge_from_dict({'default_hooks.strict_load': dict(type='mmriem.StrictLoadHook')})
+
+
+def with_data_root(tree: Any, root: str | os.PathLike | None) -> Any:
+    """A tree of dicts and lists with the paths under `STATED_ROOT` moved to `root`, where that is given.
+
+    >>> with_data_root({'images': ['../shared/data/set/images']}, 'elsewhere')
+    {'images': ['elsewhere/set/images']}
+    """
+    if isinstance(tree, dict):
+        return {key: with_data_root(value, root) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(with_data_root(value, root) for value in tree)
+    if root and isinstance(tree, str) and tree.startswith(STATED_ROOT):
+        return os.path.join(root, tree[len(STATED_ROOT) :])
+    return tree

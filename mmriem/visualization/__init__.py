@@ -1,5 +1,6 @@
-"""Pictures of results."""
+"""Pictures and tables of results."""
 
 from .curves import draw_curves
+from .tables import cells, command_and_machine, machine, markdown, write_csv
 
-__all__ = ['draw_curves']
+__all__ = ['cells', 'command_and_machine', 'draw_curves', 'machine', 'markdown', 'write_csv']

@@ -1,4 +1,4 @@
-"""Accuracy over file size, one panel for each detector and one line for each method."""
+"""Accuracy over file size, one panel for each network and one line for each method."""
 
 from __future__ import annotations
 
@@ -8,41 +8,69 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 __all__ = ['draw_curves']
 
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
-"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999')
+"""Okabe and Ito's palette, told apart by colour-blind readers too; grey for its yellow, which is too pale for lines."""
+MARKERS = 'osD^v<>P'
+PANELS_IN_A_ROW = 4
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    panel: str = 'detector',
+    value: str = 'mAP',
+    label: str = 'box mAP',
+    log: bool = False,
+) -> None:
     """Draw the rows of a comparison as a PNG.
 
     Args:
-        rows: with `detector`, `method`, `bytes` and `mAP`; a method that starts with `original` is the dashed line.
+        rows: with `method`, `bytes`, and what the next two name; a method that starts with `original` is the dashed
+            line.
         path: the file to write.
+        panel: key of the network.
+        value: key of the accuracy.
+        label: of the axis of the accuracy.
+        log: whether the axis of the bytes is logarithmic.
     """
-    detectors = list(dict.fromkeys(row['detector'] for row in rows))
+    networks = list(dict.fromkeys(row[panel] for row in rows))
     methods = [name for name in dict.fromkeys(row['method'] for row in rows) if not name.startswith('original')]
-    figure = Figure(figsize=(1 + 3.6 * len(detectors), 3.8), layout='constrained')
+    across = min(len(networks), PANELS_IN_A_ROW)
+    down = -(-len(networks) // PANELS_IN_A_ROW)
+    figure = Figure(figsize=(1 + 3.6 * across, 3.8 * down), layout='constrained')
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(detectors), squeeze=False)[0]
-    for panel, detector in zip(panels, detectors):
-        of_detector = [row for row in rows if row['detector'] == detector]
-        for row in of_detector:
+    panels = figure.subplots(down, across, squeeze=False)
+    shown = {}
+    for axes, network in zip(panels.flat, networks):
+        of_network = [row for row in rows if row[panel] == network]
+        for row in of_network:
             if row['method'].startswith('original'):
-                panel.axhline(row['mAP'], color='0.4', linestyle='--', linewidth=1, label='original')
+                shown['original'] = axes.axhline(row[value], color='0.4', linestyle='--', linewidth=1)
         for number, method in enumerate(methods):
-            points = sorted((row['bytes'] / 1e3, row['mAP']) for row in of_detector if row['method'] == method)
-            style = {'color': COLOURS[number % len(COLOURS)], 'marker': 'osD^v<'[number % 6]}
-            panel.plot(*zip(*points), label=method, linewidth=1.5, markersize=5, **style)
-        panel.set_title(detector, fontsize=9)
-        panel.set_xlabel('file, KB')
-        panel.set_ylim(bottom=0)
-        panel.set_xlim(left=0)
-        panel.grid(alpha=0.3)
-        panel.spines[['top', 'right']].set_visible(False)
-    panels[0].set_ylabel('box mAP')
-    lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc='outside lower center', ncols=len(labels), frameon=False, fontsize=9)
+            points = sorted((row['bytes'] / 1e3, row[value]) for row in of_network if row['method'] == method)
+            if points:
+                style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number % len(MARKERS)]}
+                (shown[method],) = axes.plot(*zip(*points), linewidth=1.5, markersize=5, **style)
+        axes.set_title(network, fontsize=9)
+        axes.set_xlabel('file, KB')
+        axes.set_ylim(bottom=0)
+        if log:
+            axes.set_xscale('log')
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter('{x:,.0f}')
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+    for axes in panels.flat[len(networks) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(label)
+    figure.legend(shown.values(), shown, loc='outside lower center', ncols=len(shown), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110, metadata={'Software': None})

@@ -1,0 +1,53 @@
+"""Trained networks on real images, and the demo detectors; `python tools/make_digits.py` makes the data of the latter.
+
+A method has a list of settings; a network may have its own, by the name of the method. `qp` of NNCodec is an absolute
+step for all weights, so it depends on their spread; it is chosen for 1 to 4 bits per weight.
+"""
+
+root = '../shared/data/'
+nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-13, -15, -17, -18, -19, -20, -22, -24)]
+nncodec_yolox = [dict(qp=qp) for qp in (-8, -12, -16, -20, -24, -28)]
+
+networks = [
+    dict(
+        name=name,
+        type='classifier',
+        architecture=name,
+        checkpoint=f'{root}cifar10/{name}.pth',
+        images=f'{root}cifar10/test.npz',
+        settings=dict(nncodec=nncodec_cifar),
+    )
+    for name in ('resnet20', 'resnet56')
+]
+networks += [
+    dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
+    for name, settings in (
+        ('yolox_nano_coco', dict(nncodec=nncodec_yolox)),
+        ('retinanet_r18_bccd', dict()),
+        ('faster-rcnn_swin_bccd', dict()),
+    )
+]
+networks += [
+    dict(name=name, type='detector', config=f'configs/demo/{name}.py', checkpoint=f'demo/{name}.pth')
+    for name in ('gfl_r18_fpn_digits', 'faster-rcnn_swin_fpn_digits')
+]
+
+ratios = (0.05, 0.1, 0.19, 0.3)
+methods = [
+    dict(type='fp16', settings=[dict()]),
+    dict(type='rounding', settings=[dict(bits=bits) for bits in (2, 3, 4, 5, 6, 8)]),
+    dict(type='minmax', settings=[dict(bits=bits) for bits in (2, 3, 4, 5, 6, 8)]),
+    dict(type='svd', settings=[dict(bits=bits) for bits in (2, 3, 4, 6)]),
+    dict(type='hqq', settings=[dict(bits=bits) for bits in (2, 3, 4, 8)]),
+    dict(type='nncodec', settings=[dict(qp=qp, bnf=True) for qp in (-18, -20, -22, -24, -26, -28, -30, -32)]),
+    dict(
+        name='mmriem sigmoid',
+        type='mmriem',
+        settings=[dict(representation='sigmoid', ratio=ratio, effort=0.5) for ratio in ratios],
+    ),
+    dict(
+        name='mmriem bilinear',
+        type='mmriem',
+        settings=[dict(representation='bilinear', ratio=ratio) for ratio in ratios],
+    ),
+]

@@ -1,0 +1,61 @@
+"""Top-1 accuracy on labelled images."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmriem.core.errors import RiemError
+
+__all__ = ['LabelledImages', 'normalised', 'read_images', 'top1']
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, RGB, for values between 0 and 1: what the CIFAR-10 networks were trained with."""
+
+
+class LabelledImages(NamedTuple):
+    """``images``, uint8 RGB ``(n, h, w, 3)``, and their ``labels``, int64 ``(n,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def read_images(path: str | os.PathLike) -> LabelledImages:
+    """Read an ``.npz`` file with the images as ``X`` and the labels as ``Y``.
+
+    Raises:
+        RiemError: there is no such file, or it does not hold both in these shapes.
+    """
+    try:
+        with np.load(path) as arrays:
+            images, labels = arrays['X'], arrays['Y']
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RiemError(f'{path}: expected an .npz file with the images X and the labels Y, found {error}') from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or labels.shape != images.shape[:1]:
+        raise RiemError(
+            f'{path}: expected X of uint8 (n, h, w, 3) and Y (n,), '
+            f'found {images.dtype} {images.shape} and {labels.shape}'
+        )
+    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+
+
+def normalised(images: Tensor) -> Tensor:
+    """What a network takes: uint8 ``(n, h, w, 3)`` to float32 ``(n, 3, h, w)`` of about zero mean and unit spread."""
+    values = images.permute(0, 3, 1, 2).float() / 255
+    return (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@torch.no_grad()
+def top1(model: nn.Module, data: LabelledImages, batch_size: int = 500) -> float:
+    """Percent of the images whose largest logit is that of their label; the model is left in eval mode."""
+    model.eval()
+    right = sum(
+        int((model(normalised(images)).argmax(1) == labels).sum())
+        for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size))
+    )
+    return 100 * right / len(data.labels)

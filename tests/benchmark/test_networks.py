@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from mmriem.benchmark.networks import build_network
+from mmriem.core.errors import RiemError
+
+
+@pytest.fixture
+def entry(classifier_data):
+    return dict(
+        name='small',
+        type='classifier',
+        architecture='resnet20',
+        checkpoint=str(classifier_data / 'net.pth'),
+        images=str(classifier_data / 'test.npz'),
+    )
+
+
+def test_classifier_has_the_weights_of_its_checkpoint(entry, classifier_data):
+    network = build_network(entry)
+    stored = torch.load(classifier_data / 'net.pth', weights_only=True)
+    found = network.original().state_dict()
+    assert all(torch.equal(found[key], stored[key]) for key in stored)
+    assert 0 <= network.accuracy(stored) <= 100
+    assert network.probe() is None
+
+
+def test_detector_as_the_test_tool_evaluates_it(tiny_config, runner_checkpoint, tmp_path):
+    from mmriem.engine.config import read_config
+    from mmriem.engine.evaluation import evaluate
+
+    files = dict(config=str(tiny_config), checkpoint=str(runner_checkpoint), logs=str(tmp_path / 'logs'))
+    network = build_network(dict(name='tiny', type='detector', **files))
+    expected = evaluate(read_config(tiny_config), runner_checkpoint, tmp_path)['coco/bbox_mAP']
+    assert expected > 0
+    for _ in range(2):
+        assert network.accuracy(network.original().state_dict()) == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(type='segmenter'), "network 'small': expected a type among classifier, detector, found 'segmenter'"),
+        (dict(architecture='vgg'), "expected an architecture among resnet20, resnet56, found 'vgg'"),
+        (dict(checkpoint='missing.pth'), 'missing.pth: no such checkpoint'),
+        (dict(colour='red'), "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_unfit_entries_are_one_error(entry, change, message):
+    with pytest.raises(RiemError, match=message):
+        build_network({**entry, **change})
