@@ -41,6 +41,12 @@ methods = [
     dict(type='hqq', settings=[dict(bits=bits) for bits in (2, 3, 4, 8)]),
     dict(type='nncodec', settings=[dict(qp=qp, bnf=True) for qp in (-18, -20, -22, -24, -26, -28, -30, -32)]),
     dict(
+        name='mmriem lattice',
+        type='mmriem',
+        settings=[dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0, 4.0)],
+    ),
+    dict(name='mmriem lattice, default', type='mmriem', settings=[dict()]),
+    dict(
         name='mmriem sigmoid',
         type='mmriem',
         settings=[dict(representation='sigmoid', ratio=ratio, effort=0.5) for ratio in ratios],

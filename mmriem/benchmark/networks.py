@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmriem.classification import read_images, resnet20, resnet56, top1
+from mmriem.classification import normalised, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
+from mmriem.core.images import procedural_images
+from mmriem.core.probe import ImageProbe, Probe
 
 __all__ = ['Classifier', 'Detector', 'Network', 'build_network']
 
 ARCHITECTURES = {'resnet20': resnet20, 'resnet56': resnet56}
+IMAGE_SIZE = (32, 32)
+PROBE_IMAGES = 256
 
 
 class Network(ABC):
@@ -52,9 +56,9 @@ class Network(ABC):
         load_into(model, read_checkpoint(self.checkpoint).state_dict, self.checkpoint)
         return model
 
-    def probe(self) -> Any:
-        """What data-free measuring runs on, for methods that measure and for recalibrating norms; None: nothing."""
-        return None
+    @abstractmethod
+    def probe(self) -> Probe:
+        """The procedural images on which methods measure and norms are recalibrated."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ class Classifier(Network):
         model = self.build()
         model.load_state_dict(state_dict)
         return top1(model, read_images(self.images))
+
+    def probe(self) -> Probe:
+        """See `Network`."""
+        images = procedural_images(PROBE_IMAGES, *IMAGE_SIZE)
+        return ImageProbe(
+            normalised(images.permute(0, 2, 3, 1)),
+            description={'kind': 'procedural', 'seed': 0, 'count': PROBE_IMAGES, 'size': IMAGE_SIZE},
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,12 @@ class Detector(Network):
             path = Path(folder) / 'decoded.pth'
             torch.save({'state_dict': state_dict}, path)
             return 100 * evaluate(self._config(), path, self.logs).get(self.metric, 0.0)
+
+    def probe(self) -> Probe:
+        """See `Network`."""
+        from mmriem.engine.probe import DetectorProbe
+
+        return DetectorProbe(self._config())
 
     def _config(self) -> Any:
         from mmengine.config import Config

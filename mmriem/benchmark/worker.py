@@ -51,8 +51,9 @@ def do(job: Mapping[str, Any]) -> dict[str, float]:
     network, method, path = build_network(job['network']), get_method(job['method'])(), Path(job['file'])
     method.prepare()
     if 'setting' in job:
-        model, probe = network.original(), network.probe()
+        model = network.original()
         started = time.perf_counter()
+        probe = None if method.is_peer else network.probe()
         method.encode(model, job['setting'], path, probe)
         seconds = time.perf_counter() - started
     else:

@@ -206,6 +206,12 @@ class _Job:
             'settings': _recorded(settings, probe),
         }
         self._on_progress = on_progress
+        self._stages = _stages(probe is not None, settings)
+        for view in views:
+            if not state_dict[view.name].isfinite().all():
+                raise RiemError(
+                    f'weight {view.name!r}: the weight matrix holds NaN or infinite values; repair the checkpoint first'
+                )
         self.metrics: dict[str, Metric] = {}
         self.scale: float | None = None
         if probe is not None:
@@ -215,7 +221,7 @@ class _Job:
                 probe,
                 threads=threads,
                 seed=settings.seed,
-                on_progress=lambda share: self._advance(COLLECTED * share, 'images'),
+                on_progress=lambda share: self._stage('images')(share, 'images'),
             )
 
     @property
@@ -234,17 +240,16 @@ class _Job:
             Task(plan.view.name, math.prod(plan.view.shape), lambda progress, plan=plan: self._fit(plan, progress))
             for plan in plans
         ]
-        return run_all(tasks, self.threads, self._stage(FACTORED, RECALIBRATED))
+        return run_all(tasks, self.threads, self._stage('fit'))
 
     def fit_lattices(self) -> list[_Fitted]:
         """Lattices under one scale that meets the budget; with ``auto`` another representation where that is better."""
         started = time.perf_counter()
-        stage = self._stage(COLLECTED, FACTORED)
         names = [view.name for view in self.views]
         tasks = [Task(view.name, _cube(view), lambda _, view=view: self._problem(view)) for view in self.views]
-        problems = dict(zip(names, run_all(tasks, self.threads, stage)))
+        problems = dict(zip(names, run_all(tasks, self.threads, self._stage('factor'))))
         steps = relative_steps(problems, {name: name in self.metrics for name in names})
-        stages = iter(self._halving_stages(FACTORED, RECALIBRATED))
+        stages = self._halving_stages(*self._stages['fit'])
 
         def solve(scale: float) -> Solutions:
             return solve_all(problems, steps, scale, self.threads, next(stages))
@@ -261,12 +266,12 @@ class _Job:
             Task(view.name, 1, lambda progress, view=view: self._finish(view, *solutions[view.name], progress))
             for view in self.views
         ]
-        fits = run_all(tasks, self.threads)
+        fits = run_all(tasks, self.threads, self._stage('choose'))
         return [replace(fit, seconds=fit.seconds + seconds * fit.decoded.numel() / elements) for fit in fits]
 
     def recalibrated(self, fits: Sequence[_Fitted]) -> dict[str, Tensor]:
         """The state dict with norms and biases that suit the decoded weights; the weights are the original ones."""
-        self._advance(RECALIBRATED, 'norms and biases')
+        self._stage('recalibrate')(0.0, 'norms and biases')
         compressed = self._on_device(self.model)
         parameters = dict(compressed.named_parameters(remove_duplicate=False))
         with torch.no_grad():
@@ -284,7 +289,7 @@ class _Job:
             for key, tensor in compressed.state_dict().items()
             if key not in weights and not torch.equal(tensor.cpu(), self.state_dict[key])
         }
-        self._advance(1.0, 'norms and biases')
+        self._stage('recalibrate')(1.0, 'norms and biases')
         return {**self.state_dict, **mended}
 
     def _on_device(self, model: nn.Module) -> nn.Module:
@@ -331,7 +336,8 @@ class _Job:
             if wanted <= rest + excess:
                 raise RiemError(
                     f'budget: expected room for the {(rest + excess) / 8:.0f} bytes of what stays dense and of the '
-                    f'records, found {wanted / 8:.0f} bytes for the whole file; ask for more, or compress more weights'
+                    f'records, found {wanted / 8:.0f} bytes for the whole file; ask for a larger '
+                    'ratio or more bits, or compress more of the weights'
                 )
             scale, solutions = search(solve, measure, wanted, start)
             fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
@@ -428,23 +434,38 @@ class _Job:
             start += block.shape[-1]
         return float((total.reshape(-1) * metric.output_weights).sum())
 
-    def _advance(self, share: float, name: str) -> None:
-        if self._on_progress:
-            self._on_progress(share, name)
+    def _stage(self, name: str) -> OnProgress:
+        return self._between(*self._stages[name])
 
-    def _stage(self, first: float, last: float) -> OnProgress:
-        return lambda share, name: self._advance(first + (last - first) * share, name)
+    def _between(self, first: float, last: float) -> OnProgress:
+        def advance(share: float, name: str) -> None:
+            if self._on_progress:
+                self._on_progress(first + (last - first) * share, name)
+
+        return advance
 
     def _halving_stages(self, first: float, last: float) -> Iterator[OnProgress]:
         """Stages of a search whose number of turns is not known: each takes half of what is left."""
         while True:
             middle = (first + last) / 2
-            yield self._stage(first, middle)
+            yield self._between(first, middle)
             first = middle
 
 
-COLLECTED, FACTORED, RECALIBRATED = 0.3, 0.5, 0.95
-"""Shares of the work at which stages end, roughly."""
+def _stages(has_images: bool, settings: Settings) -> dict[str, tuple[float, float]]:
+    """Where in the whole work each stage begins and ends, by what it roughly takes."""
+    efforts = {
+        'images': 30 * has_images,
+        'factor': 15 * settings.has_lattices,
+        'fit': 40,
+        'choose': (40 if settings.representation == AUTO else 5) * settings.has_lattices,
+        'recalibrate': 5 * (has_images and settings.recalibration),
+    }
+    stages, done, total = {}, 0, sum(efforts.values())
+    for name, effort in efforts.items():
+        stages[name] = (done / total, (done + effort) / total)
+        done += effort
+    return stages
 
 
 def _period(view: WeightView) -> int:
@@ -500,9 +521,7 @@ def _report(
             'bytes_fp16': 2 * numel,
             'bytes': size,
             'ratio': size / (4 * numel),
-            'bits_per_weight': 8
-            * size
-            / max(1, sum(math.prod(fit.view.shape) for fit in fits if fit.view.name in named)),
+            'bits_per_weight': 8 * size / elements,
             'weights': wanted,
             'represented_elements': represented,
             'other_elements': numel - represented,

@@ -2,10 +2,10 @@
 
 Each output neuron's state is a vector of integers ``z_i``, one for each input neuron, under a row step ``s_i`` and a
 column step ``t_j``. The fit looks for the lattice point that is nearest in the pullback metric ``A``: with
-``A = R R^T``, ``R`` upper triangular, the error of a row is ``|(w - w') R|^2``, whose component ``j`` holds the errors of
-columns up to ``j`` only. So columns are rounded one after the other, each cancelling in its component what the earlier
-ones have left there (successive interference cancellation, Babai's nearest plane; the idea behind GPTQ). The integers are entropy
-coded, so the steps alone decide how many bits they take.
+``A = R R^T``, ``R`` upper triangular, the error of a row is ``|(w - w') R|^2``, whose component ``j`` holds the errors
+of columns up to ``j`` only. So columns are rounded one after the other, each cancelling in its component what the
+earlier ones have left there (successive interference cancellation, Babai's nearest plane; the idea behind GPTQ). The
+integers are entropy coded, so the steps alone decide how many bits they take.
 """
 
 from __future__ import annotations

@@ -78,6 +78,9 @@ def _mend(module: nn.Module, reference: nn.Module, expected: _Statistics, found:
         difference = expected.mean - found.mean
         module.bias += difference
         return difference
+    if module.affine and reference.affine:  # another file format may have folded the statistics into these
+        module.weight.copy_(reference.weight)
+        module.bias.copy_(reference.bias)
     before = expected.variance + FLOOR * expected.variance.mean() + 1e-12
     after = found.variance + FLOOR * expected.variance.mean() + 1e-12
     gain = (after / before).sqrt().clamp(*GAINS)

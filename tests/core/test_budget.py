@@ -67,8 +67,8 @@ def test_ratio_refers_to_everything_and_bits_to_the_weights():
 @pytest.mark.parametrize(
     ('ratio', 'bits', 'words'),
     [
-        (None, None, 'either a ratio or bits'),
-        (0.5, 2.0, 'either a ratio or bits'),
+        (None, None, 'either a ratio, bits per weight or a size'),
+        (0.5, 2.0, 'either a ratio, bits per weight or a size'),
         (0.0, None, 'ratio: expected'),
         (-0.1, None, 'found -0.1'),
         (1.01, None, 'at most 1'),

@@ -278,7 +278,7 @@ def test_a_weight_that_is_not_finite_is_named(net):
         ({'seed': 1 << 64}, 'seed: '),
         ({'effort': 0.0}, 'effort: .* found 0'),
         ({'effort': float('nan')}, 'effort'),
-        ({'ratio': 0.1, 'bits': 2.0}, 'either a ratio or bits'),
+        ({'ratio': 0.1, 'bits': 2.0}, 'expected one of ratio, bits'),
         ({'ratio': 1.5}, 'ratio'),
     ],
 )
