@@ -26,6 +26,8 @@ ORDINARY_EXPONENT = 6
 """Weights of a root mean square of ``4**-6`` to ``4**6`` have states whose grids are normal float16 numbers."""
 CANDIDATE_BITS = (4, 5, 6, 7, 8)
 """State bits that are tried where the settings leave them open."""
+DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3)
+"""Of a metric of unit mean: the least one that makes up for what float32 sums have left below zero."""
 REFINEMENTS = 2
 """Rounds of alternating rounding."""
 
@@ -226,12 +228,13 @@ def _of_unit_mean(metric: Tensor | None, device: torch.device) -> Tensor | None:
 
 def _square_root(metric: Tensor) -> Tensor:
     """Lower triangular ``L`` with ``L L^T`` equal to a metric of unit mean, slightly damped so that it exists."""
-    damped = metric.clone()
-    damped.diagonal().add_(1e-6)
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if failed:
-        raise RiemError('the input metric is not positive semi-definite')
-    return lower.float()
+    for damping in DAMPINGS:
+        damped = metric.clone()
+        damped.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return lower.float()
+    raise RiemError('the input metric is not positive semi-definite')
 
 
 def _row_weights(output_weights: Tensor | None, weight: Tensor) -> Tensor:

@@ -197,5 +197,5 @@ def _every_box_passes(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for settings, before in changed:
+        for settings, before in reversed(changed):  # modules may share their settings
             settings['score_thr'] = before

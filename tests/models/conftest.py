@@ -66,7 +66,7 @@ def riem_files(stock_config, trained, tmp_path_factory) -> dict[str, Path]:
     from mmriem.engine.compression import Outputs, compress_detector
 
     files = {}
-    for name in ('bilinear', 'sigmoid'):
+    for name in ('bilinear', 'lattice', 'sigmoid'):
         outputs = Outputs(tmp_path_factory.mktemp(name) / f'{name}.riem')
         settings = Settings(name, ratio=0.4, exclude=('backbone.layer3.1.*',), effort=0.1)
         compress_detector(str(stock_config), str(trained), outputs, settings)
