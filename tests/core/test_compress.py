@@ -517,7 +517,10 @@ def test_auto_does_no_more_damage_than_lattice(classifier):
     assert auto['error'] < lattice['error']
     for name in ('stem.weight', 'conv.weight', 'low_rank.weight', 'shared.weight', 'unreached.weight'):
         # the same scale but for the few bytes that name the representation
-        assert auto[name]['damage'] <= 1.06 * lattice[name]['damage'] and auto[name]['bits'] <= 1.01 * lattice[name]['bits']
+        assert (
+            auto[name]['damage'] <= 1.06 * lattice[name]['damage']
+            and auto[name]['bits'] <= 1.01 * lattice[name]['bits']
+        )
     assert auto['low_rank.weight']['representation'] == 'bilinear'
     assert auto['low_rank.weight']['damage'] < 0.5 * lattice['low_rank.weight']['damage']
 

@@ -64,9 +64,7 @@ def test_power_falls_with_frequency_as_in_natural_images(large):
     frequency = torch.fft.fftfreq(128, dtype=torch.float64)
     radius = (frequency[:, None].square() + frequency.square()).sqrt()
     edges = 2.0 ** torch.arange(-6, 0)  # octaves from 1/64 to 1/2 of a cycle a pixel
-    octaves = [
-        float(power[(radius >= low) & (radius < 2 * low)].mean().log2()) for low in edges[:-1].tolist()
-    ]
+    octaves = [float(power[(radius >= low) & (radius < 2 * low)].mean().log2()) for low in edges[:-1].tolist()]
     assert octaves == sorted(octaves, reverse=True)
     slope = (octaves[-1] - octaves[0]) / (len(octaves) - 1)
     assert -3.2 < slope < -1.2

@@ -239,9 +239,7 @@ def test_what_defines_cancellation_holds_for_every_column(columns):
 def test_groups_of_rows_are_problems_of_their_own():
     weight, metric, weights = randn(12, 30), metric_of(30, groups=3), randn(12, seed=5).square()
     made, damage = Problem.of(weight, metric, weights).solve(0.5)
-    parts = [
-        Problem.of(weight[4 * k : 4 * k + 4], metric[k], weights[4 * k : 4 * k + 4]).solve(0.5) for k in range(3)
-    ]
+    parts = [Problem.of(weight[4 * k : 4 * k + 4], metric[k], weights[4 * k : 4 * k + 4]).solve(0.5) for k in range(3)]
     assert (made.codes == np.concatenate([part.codes for part, _ in parts])).all()
     assert damage == pytest.approx(sum(its for _, its in parts), rel=1e-5)
     assert not (made.codes == Problem.of(weight, metric.mean(0), weights).solve(0.5)[0].codes).all()
@@ -251,9 +249,7 @@ def test_blocks_of_columns_are_problems_of_their_own():
     weight = randn(12, 50)
     blocks = [metric_of(size, groups=2, seed=size) for size in (20, 13, 17)]
     made, damage = Problem.of(weight, blocks).solve(0.5)
-    parts = [
-        Problem.of(part, block).solve(0.5) for part, block in zip(weight.split([20, 13, 17], 1), blocks)
-    ]
+    parts = [Problem.of(part, block).solve(0.5) for part, block in zip(weight.split([20, 13, 17], 1), blocks)]
     assert (made.codes == np.concatenate([part.codes for part, _ in parts], 1)).all()
     assert damage == pytest.approx(sum(its for _, its in parts), rel=1e-5)
 

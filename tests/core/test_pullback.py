@@ -178,9 +178,7 @@ def test_of_a_linear_layer(tokens):
     model = seeded(lambda: Net(layer, *([7] if tokens is None else [tokens, 7]))).eval()
     images = randn(10, 3, 4, 5, seed=2) - 0.2
     metric = metrics(model, images, 4)['layer.weight']
-    blocks, weights = brute_force(
-        model, images, 4, lambda part: part.reshape(1, -1, layer.in_features).double()
-    )
+    blocks, weights = brute_force(model, images, 4, lambda part: part.reshape(1, -1, layer.in_features).double())
     assert_close(metric.blocks[0], blocks)
     assert_close(metric.output_weights, weights)
 
@@ -199,7 +197,9 @@ def test_blocks_of_a_metric_are_those_of_the_whole_one(monkeypatch):
     assert split.dense().shape == (18, 18) and float(split.dense()[0, -1]) == 0
 
 
-@pytest.mark.parametrize(('columns', 'sizes'), [(1, [1]), (10, [10]), (11, [6, 5]), (30, [10] * 3), (31, [8] * 3 + [7])])
+@pytest.mark.parametrize(
+    ('columns', 'sizes'), [(1, [1]), (10, [10]), (11, [6, 5]), (30, [10] * 3), (31, [8] * 3 + [7])]
+)
 def test_parts_are_equal_and_cover_all_columns(monkeypatch, columns, sizes):
     monkeypatch.setattr(pullback, 'MAX_COLUMNS', 10)
     found = parts(columns)
