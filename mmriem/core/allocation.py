@@ -24,6 +24,8 @@ CLOSE_ENOUGH = 0.99
 """A budget is met when this share of it is used, and not more than all."""
 TURNS = 12
 """Passes over all weights that a search may take."""
+FLATTEST = 2.0**-6
+"""Least slope of a measure on logarithmic scales that a search expects: that of a weight of 64 bits."""
 FINEST = 2.0**-12
 """Smallest scale: steps of that many standard deviations."""
 
@@ -90,6 +92,7 @@ def search(
     sign = 1.0 if falls else -1.0
     scale, slope = start, -0.5 * sign  # of log2(measure) over log2(scale), around 1 bit per weight
     low, high = None, None  # measured (log2 scale, log2 measure): too much and not too much
+    previous = None
     best: tuple[float, Solutions] | None = None
     for _ in range(TURNS):
         solutions = solve(scale)
@@ -107,7 +110,11 @@ def search(
             step = min(max((wanted - low[1]) / slope / (high[0] - low[0]), 0.02), 0.98) * (high[0] - low[0])
             exponent = low[0] + step
         else:
+            if previous and previous[0] != point[0]:  # at many bits per weight it is flatter
+                measured = (point[1] - previous[1]) / (point[0] - previous[0])
+                slope = -sign * max(-sign * measured, FLATTEST)
             exponent = point[0] + min(max((wanted - point[1]) / slope, -3.0), 3.0)
+        previous = point
         scale = max(2.0**exponent, FINEST)
         if scale > 2.0**40:
             break

@@ -26,6 +26,8 @@ ORDINARY_EXPONENT = 6
 """Weights of a root mean square of ``4**-6`` to ``4**6`` have states whose grids are normal float16 numbers."""
 CANDIDATE_BITS = (4, 5, 6, 7, 8)
 """State bits that are tried where the settings leave them open."""
+DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3)
+"""Of a metric of unit mean: the least one that makes up for what float32 sums have left below zero."""
 REFINEMENTS = 2
 """Rounds of alternating rounding."""
 
@@ -85,7 +87,7 @@ class Bilinear(Representation):
         exponent = _exponent(weight)
         weight = (weight.detach().double() * 4.0**-exponent).float()
         metric = _of_unit_mean(input_metric, weight.device)
-        root = None if metric is None else _square_root(metric)
+        root, metric = (None, None) if metric is None else _square_root(metric)
         row_weights = _row_weights(output_weights, weight)
         scale = row_weights.sqrt()
         whitened = scale[:, None] * weight
@@ -132,8 +134,11 @@ class Bilinear(Representation):
             through = q.T * row_weights
             p_codes = _round_solution(through.double() @ q.double(), through @ weight, p_grid)
             p = p_grid.values(p_codes)
-            through = p.T if metric is None else p.T @ metric.to(p)
-            q_codes = _round_solution(through.double() @ p.double(), p.T @ weighted.T, q_grid)
+            if metric is None:
+                gram, right_side = p.T.double() @ p.double(), p.T @ weighted.T
+            else:  # states are large where the metric is small: float32 does not do
+                gram, right_side = p.T.double() @ metric @ p.double(), p.T.double() @ weighted.T.double()
+            q_codes = _round_solution(gram, right_side, q_grid)
         return cls(q_codes.cpu(), p_codes.cpu(), q_grid.cpu(), p_grid.cpu(), exponent)
 
     @property
@@ -224,14 +229,15 @@ def _of_unit_mean(metric: Tensor | None, device: torch.device) -> Tensor | None:
     return metric / metric.diagonal().mean().clamp_min(1e-300)
 
 
-def _square_root(metric: Tensor) -> Tensor:
-    """Lower triangular ``L`` with ``L L^T`` equal to a metric of unit mean, slightly damped so that it exists."""
-    damped = metric.clone()
-    damped.diagonal().add_(1e-6)
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if failed:
-        raise RiemError('the input metric is not positive semi-definite')
-    return lower.float()
+def _square_root(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower triangular ``L``, and ``L L^T``: a metric of unit mean, slightly damped so that ``L`` exists."""
+    for damping in DAMPINGS:
+        damped = metric.clone()
+        damped.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return lower.float(), damped
+    raise RiemError('the input metric is not positive semi-definite')
 
 
 def _row_weights(output_weights: Tensor | None, weight: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from .allocation import CLOSE_ENOUGH, Solutions, relative_steps, search, solve_a
 from .budget import DENSE_BITS, RECORD_BITS, Plan, allocate, target_bits
 from .container import Archive, WeightRecord
 from .dense import store
+from .derived import derive
 from .errors import RiemError
 from .lattice import Lattice, Problem
 from .manifest import Source
 from .parallel import Task, run_all
 from .probe import Probe
 from .pullback import Metric, collect
-from .recalibration import recalibrate
+from .recalibration import mended_keys, recalibrate
 from .representation import Representation, get_representation, representation_names
 from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_weights
 
@@ -212,6 +213,8 @@ class _Job:
                 raise RiemError(
                     f'weight {view.name!r}: the weight matrix holds NaN or infinite values; repair the checkpoint first'
                 )
+        mends = probe is not None and settings.recalibration
+        self._planned = _as_if_mended(state_dict, mended_keys(model)) if mends else state_dict
         self.metrics: dict[str, Metric] = {}
         self.scale: float | None = None
         if probe is not None:
@@ -284,11 +287,13 @@ class _Job:
         finally:
             torch.set_num_threads(before)
         weights = {key for fit in fits for key in (fit.view.name, *fit.view.aliases)}
-        mended = {
-            key: _storable(key, tensor.cpu(), self.state_dict[key])
-            for key, tensor in compressed.state_dict().items()
-            if key not in weights and not torch.equal(tensor.cpu(), self.state_dict[key])
-        }
+        mended: dict[str, Tensor] = {}
+        shared: dict[tuple[int, torch.Size], Tensor] = {}
+        for key, tensor in compressed.state_dict().items():
+            original = self.state_dict[key]
+            if key not in weights and not torch.equal(tensor.cpu(), original):
+                place = original.data_ptr(), original.shape
+                mended[key] = shared.setdefault(place, _storable(key, tensor.cpu(), original))
         self._stage('recalibrate')(1.0, 'norms and biases')
         return {**self.state_dict, **mended}
 
@@ -341,7 +346,7 @@ class _Job:
                 )
             scale, solutions = search(solve, measure, wanted, start)
             fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
-            written = 8 * len(self.archive(fits, self.state_dict).to_bytes())
+            written = 8 * len(self.archive(fits, self._planned).to_bytes())
             if CLOSE_ENOUGH * wanted <= written <= wanted:
                 break
             excess += written - measure(solutions)
@@ -351,7 +356,7 @@ class _Job:
     def _rest_bits(self) -> int:
         """Bits of a file with everything but the weights."""
         covered = {key for view in self.views for key in (view.name, *view.aliases)}
-        rest = {key: tensor for key, tensor in self.state_dict.items() if key not in covered}
+        rest = {key: tensor for key, tensor in self._planned.items() if key not in covered}
         return 8 * len(self.archive([], rest).to_bytes())
 
     def _plan(self) -> list[Plan]:
@@ -397,15 +402,17 @@ class _Job:
         if self.settings.representation != AUTO or fitted.record is None:
             return fitted
         started = time.perf_counter()
-        for name in representation_names():
-            if name == Lattice.name:
-                continue
+        others = [name for name in representation_names() if name != Lattice.name]
+        for number, name in enumerate(others):
+            progress(number / len(others))
             kind = get_representation(name)
             options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
             settings = kind.configure(view.matrix_shape, fitted.bits, **options)
             if settings is None:
                 continue
-            other = self._represent(name, view, settings, progress)
+            other = self._represent(
+                name, view, settings, lambda share, number=number: progress((number + share) / len(others))
+            )
             if other.payload_bits() <= fitted.bits:
                 its_damage = self._damage(view, other.decode())
                 if its_damage < fitted.damage:
@@ -488,6 +495,17 @@ def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
         return tensor
     limit = torch.finfo(torch.float16).max
     return tensor.clamp(-limit, limit).half().to(tensor.dtype)
+
+
+def _as_if_mended(state_dict: Mapping[str, Tensor], mended: set[str]) -> dict[str, Tensor]:
+    """The state dict with noise in place of constants that recalibration may change: they take next to no bytes."""
+    generator = torch.Generator().manual_seed(0)
+    noise: dict[int, Tensor] = {}
+    for key, tensor in state_dict.items():
+        if key in mended and derive(key, tensor):
+            random = torch.randn(tensor.shape, generator=generator).half().to(tensor.dtype)
+            noise.setdefault(tensor.data_ptr(), random)
+    return {key: noise.get(tensor.data_ptr(), tensor) for key, tensor in state_dict.items()}
 
 
 def _numel(state_dict: Mapping[str, Tensor]) -> int:

@@ -38,6 +38,8 @@ DEAD_ZONE = 0.04
 OCTAVE = 4
 """Row and column steps are powers of ``2 ** (1 / OCTAVE)``."""
 MAX_SYMBOL = 1 << 20
+LARGEST_CODE = 1 << 10
+"""Of constant weights at a step of the spread."""
 BLOCK = 128
 """Columns between two updates of all later ones."""
 MAX_PERIOD = 1 << 12
@@ -224,8 +226,9 @@ class Problem:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the weights."""
-        return float(self.weight.double().std(unbiased=False))
+        """Standard deviation of the weights; of constant ones a share of their magnitude, so that steps suit them."""
+        weight = self.weight.double()
+        return max(float(weight.std(unbiased=False)), float(weight.square().mean().sqrt()) / LARGEST_CODE)
 
     @property
     def log_sensitivity(self) -> float:

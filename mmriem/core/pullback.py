@@ -91,7 +91,7 @@ def collect(
         def work(number: int) -> dict[str, _Sums]:
             if not hasattr(models, 'own'):
                 models.own = _frozen_copy(model)
-            return _one_batch(models.own, views, probe, batches[number], (seed << 20) + number)
+            return _one_batch(models.own, views, probe, batches[number], ((seed << 20) + number) % (1 << 63))
 
         try:
             # a window of batches: what they found is added up in their order, whoever finishes first

@@ -97,6 +97,23 @@ def _pooled(parts: list[_Statistics]) -> _Statistics:
     return _Statistics(mean, (square - mean.square()).clamp_min(0), count)
 
 
+def mended_keys(model: nn.Module) -> set[str]:
+    """State-dict keys of what :func:`recalibrate` may change."""
+    return {
+        f'{name}.{attribute}' if name else attribute
+        for name, module in model.named_modules()
+        for attribute in _mended(module)
+    }
+
+
+def _mended(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, _BatchNorm):
+        tracks = module.track_running_stats and module.running_mean is not None
+        return ('running_mean', 'running_var') if tracks else ()
+    has_bias = isinstance(module, (_ConvNd, nn.Linear, nn.LayerNorm, nn.GroupNorm)) and module.bias is not None
+    return ('bias',) if has_bias else ()
+
+
 @contextmanager
 def _watching(model: nn.Module, see: Callable[[str, nn.Module, _Statistics], Tensor | None]) -> Iterator[None]:
     """Call ``see`` with the input statistics of each BatchNorm and the output statistics of each layer with a bias."""
@@ -119,12 +136,11 @@ def _watching(model: nn.Module, see: Callable[[str, nn.Module, _Statistics], Ten
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            if module.track_running_stats and module.running_mean is not None:
-                hooks.append(module.register_forward_pre_hook(watch_norm(name)))
-        elif isinstance(module, (_ConvNd, nn.Linear, nn.LayerNorm, nn.GroupNorm)) and module.bias is not None:
+        if 'bias' in _mended(module):
             channel = 1 if isinstance(module, (_ConvNd, nn.GroupNorm)) else -1
             hooks.append(module.register_forward_hook(watch_bias(name, channel)))
+        elif _mended(module):
+            hooks.append(module.register_forward_pre_hook(watch_norm(name)))
     was_training = model.training
     model.eval()
     try:

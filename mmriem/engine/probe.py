@@ -44,10 +44,12 @@ class DetectorProbe(Probe):
         folder: use these images instead.
 
     Raises:
-        RiemError: no test pipeline, or a folder without images.
+        RiemError: no test pipeline, a negative count, or a folder without images.
     """
 
     def __init__(self, config: Config, count: int = 0, seed: int = 0, folder: str | os.PathLike | None = None) -> None:
+        if count < 0:
+            raise RiemError(f'--image-count {count}: expected 0 (by their size) or more')
         init_default_scope(config.get('default_scope', 'mmdet'))
         steps = _pipeline(config)
         width, height = input_size(steps)
@@ -197,5 +199,5 @@ def _every_box_passes(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for settings, before in changed:
+        for settings, before in reversed(changed):  # modules may share their settings
             settings['score_thr'] = before

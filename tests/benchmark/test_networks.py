@@ -22,7 +22,10 @@ def test_classifier_has_the_weights_of_its_checkpoint(entry, classifier_data):
     found = network.original().state_dict()
     assert all(torch.equal(found[key], stored[key]) for key in stored)
     assert 0 <= network.accuracy(stored) <= 100
-    assert network.probe() is None
+    probe = network.probe()
+    assert probe.describe() == {'kind': 'procedural', 'seed': 0, 'count': probe.images, 'size': (32, 32)}
+    (logits,) = probe.run(network.original(), 0, 2)
+    assert logits.shape == (2, 10)
 
 
 def test_detector_as_the_test_tool_evaluates_it(tiny_config, runner_checkpoint, tmp_path):

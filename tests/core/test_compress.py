@@ -7,17 +7,22 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mmriem.core import container
-from mmriem.core.compress import Settings, compress
+from mmriem.core.compress import DEFAULT_RATIO, DEFAULT_TOLERANCE, Settings, _Job, compress
 from mmriem.core.container import Archive
 from mmriem.core.errors import RiemError
 from mmriem.core.manifest import Source
+from mmriem.core.probe import ImageProbe
+from mmriem.core.pullback import Metric
 from mmriem.core.representation import get_representation
+from mmriem.core.surgery import WeightView
 
 SOURCE = Source('epoch_12.pth', 'ab' * 32)
 META = {'classes': ['cat', 'dog']}
+REPRESENTATIONS = ['bilinear', 'lattice', 'sigmoid']
 
 
 class Net(nn.Module):
@@ -49,9 +54,9 @@ class Large(nn.Module):
         )
 
 
-def run(model=None, on_progress=None, threads=1, **settings):
+def run(model=None, on_progress=None, threads=1, probe=None, **settings):
     settings = {'effort': 0.01, **settings}
-    if not {'ratio', 'bits'} & set(settings):
+    if not {'ratio', 'bits', 'size', 'tolerance'} & set(settings):
         settings['ratio'] = 0.25
     return compress(
         model or Net(),
@@ -59,6 +64,7 @@ def run(model=None, on_progress=None, threads=1, **settings):
         dataset_meta=META,
         source=SOURCE,
         threads=threads,
+        probe=probe,
         on_progress=on_progress,
     )
 
@@ -68,9 +74,14 @@ def net():
     return Net()
 
 
-@pytest.fixture(scope='module', params=['sigmoid', 'bilinear'])
+@pytest.fixture(scope='module', params=REPRESENTATIONS)
 def compressed(request, net):
     return run(net, representation=request.param, effort=0.2)
+
+
+def has_lattices(compressed):
+    """A lattice holds matrices with few columns, too."""
+    return compressed.archive.settings['representation'] == 'lattice'
 
 
 @pytest.fixture
@@ -104,7 +115,8 @@ def test_every_key_comes_back_and_shared_weights_once(compressed, net):
 
 def test_small_weights_stay_exact_to_fp16(compressed, net):
     decoded = compressed.archive.decode()
-    for key in ('tiny.weight', 'depthwise.weight', 'norm.weight', 'stem.bias'):
+    narrow = [] if has_lattices(compressed) else ['depthwise.weight']
+    for key in ('tiny.weight', 'norm.weight', 'stem.bias', *narrow):
         expected = net.state_dict()[key]
         assert torch.allclose(decoded[key], expected, rtol=2**-11, atol=2**-25)
 
@@ -129,10 +141,8 @@ def test_the_report_names_every_weight_with_its_true_errors(compressed, net):
         assert entry['bits_per_weight'] == entry['bits'] / weight.numel()
         assert entry['seconds'] >= 0
     assert report['weights'][2]['aliases'] == ['heads.1.weight']
-    assert {entry['name'] for entry in report['weights'] if entry['representation'] == 'dense'} == {
-        'depthwise.weight',
-        'tiny.weight',
-    }
+    dense = {entry['name'] for entry in report['weights'] if entry['representation'] == 'dense'}
+    assert dense == ({'tiny.weight'} if has_lattices(compressed) else {'depthwise.weight', 'tiny.weight'})
 
 
 def test_the_totals_count_shared_tensors_once(compressed, net):
@@ -144,7 +154,7 @@ def test_the_totals_count_shared_tensors_once(compressed, net):
     chosen = [entry for entry in compressed.report['weights'] if entry['name'] != 'tiny.weight']
     weights = [math.prod(entry['shape']) for entry in chosen]
     assert totals['bits_per_weight'] == 8 * totals['bytes'] / sum(weights)
-    represented = sum(weights) - 64 * 9
+    represented = sum(weights) - (0 if has_lattices(compressed) else 64 * 9)
     assert totals['weights'] == 5 and totals['represented_elements'] == represented
     assert totals['other_elements'] == parameters + running - represented
 
@@ -173,7 +183,7 @@ def test_degenerate_weights_are_reported_in_json():
     with torch.no_grad():
         model.stem.weight.zero_()
         model.up.weight.fill_(0.1)
-    for name in ('sigmoid', 'bilinear'):
+    for name in REPRESENTATIONS:
         report = run(model, representation=name).report
         json.dumps(report, allow_nan=False)
         assert report['weights'][0]['relative_error'] == 0.0
@@ -215,14 +225,15 @@ def test_a_budget_that_is_too_small_is_one_error():
     for budget in ({'ratio': 0.001}, {'bits': 0.01}):
         with pytest.raises(RiemError, match=r'bytes of what stays dense.* larger ratio or more bits'):
             run(**budget)
-    with pytest.raises(RiemError, match=r'bytes are too few for 5 weights.* larger ratio or more bits'):
-        run(bits=1.5)
+    for name in ('sigmoid', 'bilinear'):
+        with pytest.raises(RiemError, match=r'bytes are too few for 5 weights.* larger ratio or more bits'):
+            run(representation=name, bits=1.5)
 
 
 # ---- the same result again
 
 
-@pytest.mark.parametrize('name', ['sigmoid', 'bilinear'])
+@pytest.mark.parametrize('name', REPRESENTATIONS)
 def test_the_bytes_depend_on_model_and_settings_only(name, net, three_threads):
     results = [
         run(net, representation=name, seed=seed, seeds=2, threads=threads).archive.to_bytes()
@@ -231,7 +242,7 @@ def test_the_bytes_depend_on_model_and_settings_only(name, net, three_threads):
     assert len(set(results)) == 1
     assert torch.get_num_threads() == 3
     if name == 'sigmoid':
-        assert run(net, seed=8, seeds=2).archive.to_bytes() != results[0]
+        assert run(net, representation=name, seed=8, seeds=2).archive.to_bytes() != results[0]
 
 
 def test_compressing_leaves_the_model_as_it_was(net):
@@ -291,7 +302,7 @@ def test_settings_that_make_no_sense_are_refused(settings, words):
 
 
 @pytest.mark.parametrize('threads', [1, 3])
-@pytest.mark.parametrize('name', ['sigmoid', 'bilinear'])
+@pytest.mark.parametrize('name', REPRESENTATIONS)
 def test_progress_goes_up_to_one(name, threads, net):
     seen = []
     run(net, representation=name, threads=threads, seeds=2, on_progress=lambda *args: seen.append(args))
@@ -317,7 +328,7 @@ def test_an_exception_in_the_callback_stops_all_workers(error, threads, three_th
             raise error('enough')
 
     with pytest.raises(error, match='enough'):
-        run(Large(), threads=threads, effort=1000, on_progress=interrupt)
+        run(Large(), representation='sigmoid', threads=threads, effort=1000, on_progress=interrupt)
     assert not workers() and torch.get_num_threads() == 3
     assert len(calls) <= 5 + threads
 
@@ -333,7 +344,8 @@ def test_ctrl_c_in_the_waiting_thread_stops_all_workers():
     try:
         threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
-            run(Large(), threads=2, effort=1000, on_progress=lambda share, _: share and seen.set())
+            settings = {'representation': 'sigmoid', 'effort': 1000}
+            run(Large(), threads=2, on_progress=lambda share, _: share and seen.set(), **settings)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert not workers()
@@ -355,3 +367,272 @@ def test_any_registered_representation_runs_through(monkeypatch, net):
     compressed = run(net, representation='fourth')
     archive = container.from_bytes(compressed.archive.to_bytes())
     assert isinstance(archive, Archive) and {record.encoded.name for record in archive.weights} == {'fourth'}
+
+
+# ---- with images
+
+
+class Classifier(nn.Module):
+    """Norms, a low-rank weight, one that is called twice, and one that no image reaches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 24, 3, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.conv = nn.Conv2d(24, 48, 3, 2)
+        self.low_rank = nn.Linear(48, 64)
+        self.shared = nn.Linear(64, 64)
+        self.unreached = nn.Linear(48, 48)
+        self.head = nn.Linear(64, 10)
+        with torch.no_grad():
+            self.norm.running_mean.normal_(0, 0.1)
+            self.norm.running_var.uniform_(0.1, 0.3)
+            left, right = torch.randn(64, 2), torch.randn(48, 2)
+            self.low_rank.weight.copy_(left @ right.T / 8)
+
+    def forward(self, x):
+        x = F.relu(self.conv(F.relu(self.norm(self.stem(x))))).mean((2, 3))
+        x = F.relu(self.low_rank(x))
+        return self.head(self.shared(F.relu(self.shared(x))))
+
+
+IMAGES = 0.5 * torch.randn(24, 3, 12, 12, generator=torch.Generator().manual_seed(1)) + 0.2
+
+
+def images(batch=8):
+    return ImageProbe(IMAGES, batch, {'kind': 'noise', 'count': len(IMAGES)})
+
+
+@pytest.fixture(scope='module')
+def classifier():
+    return Classifier().eval()
+
+
+def decoded_model(compressed):
+    model = Classifier().eval()
+    model.load_state_dict(container.from_bytes(compressed.archive.to_bytes()).decode())
+    return model
+
+
+def relative_error(model, reference):
+    """Root of the mean square of the error of the outputs over their variance."""
+    with torch.no_grad():
+        expected, found = reference(IMAGES), model(IMAGES)
+    return float(((found - expected).square().mean() / expected.var()).sqrt())
+
+
+@pytest.mark.parametrize('name', ['lattice', 'auto'])
+@pytest.mark.parametrize('recalibration', [True, False])
+@pytest.mark.parametrize('budget', [{'bits': 3.5}, {'bits': 9.0}, {'ratio': 0.15}, {'size': 20_000}])
+def test_a_budget_is_used_up_from_below(name, recalibration, budget, classifier):
+    compressed = run(classifier, probe=images(), representation=name, recalibration=recalibration, **budget)
+    totals, elements = compressed.report['totals'], sum(p.numel() for p in classifier.parameters() if p.dim() > 1)
+    wanted = {
+        'bits': lambda bits: bits * elements / 8,
+        'ratio': lambda ratio: ratio * totals['bytes_fp32'],
+        'size': lambda size: size,
+    }
+    ((key, value),) = budget.items()
+    least = 0.99 if name == 'lattice' else 0.8  # other representations may take fewer bits
+    assert least * wanted[key](value) <= len(compressed.archive.to_bytes()) <= wanted[key](value)
+    assert totals['bytes'] == len(compressed.archive.to_bytes()) and totals['scale'] > 0
+
+
+@pytest.mark.parametrize('tolerance', [0.02, 0.3])
+def test_a_tolerance_is_used_up_from_below(tolerance, classifier):
+    report = run(classifier, probe=images(), tolerance=tolerance).report
+    assert 0.99 * tolerance <= report['totals']['predicted_error'] <= tolerance
+    damages = [entry['damage'] for entry in report['weights'] if entry['metric'] != 'identity' and entry['damage']]
+    assert math.sqrt(sum(damages)) == pytest.approx(report['totals']['predicted_error'])
+
+
+def test_the_predicted_error_is_about_the_measured_one(classifier):
+    for tolerance in (0.02, 0.1):
+        compressed = run(classifier, probe=images(), tolerance=tolerance, recalibration=False)
+        assert relative_error(decoded_model(compressed), classifier) == pytest.approx(tolerance, rel=0.5)
+
+
+def test_without_a_budget_it_is_that_tolerance_or_the_ratio_of_the_paper(classifier):
+    arguments = dict(dataset_meta=META, source=SOURCE)
+    compressed = compress(classifier, Settings(), probe=images(), **arguments)
+    assert compressed.archive.settings['tolerance'] == DEFAULT_TOLERANCE
+    assert compressed.report['totals']['predicted_error'] == pytest.approx(DEFAULT_TOLERANCE, rel=0.01)
+    settings = compress(classifier, Settings('bilinear'), **arguments).archive.settings
+    assert settings['ratio'] == DEFAULT_RATIO and 'tolerance' not in settings
+    with pytest.raises(RiemError, match='tolerance: expected images'):
+        compress(classifier, Settings(), **arguments)
+
+
+def test_the_report_says_where_each_metric_comes_from(classifier):
+    compressed = run(classifier, probe=images(), bits=4)
+    metrics = {entry['name']: entry['metric'] for entry in compressed.report['weights']}
+    assert metrics.pop('unreached.weight') == 'identity' and set(metrics.values()) == {'inputs'}
+    assert json.loads(json.dumps(compressed.report, allow_nan=False)) == compressed.report
+    again = run(classifier, bits=4)
+    assert {entry['metric'] for entry in again.report['weights']} == {'identity'}
+    assert again.report['totals']['predicted_error'] is None
+
+
+def test_the_images_are_recorded(classifier):
+    settings = run(classifier, probe=images(), bits=4).archive.settings
+    assert settings['images'] == {'kind': 'noise', 'count': 24} and settings['bits'] == 4
+    assert 'images' not in run(classifier, bits=4).archive.settings
+
+
+@pytest.mark.parametrize('name', ['lattice', 'bilinear'])
+def test_images_make_the_error_of_the_outputs_smaller(name, classifier):
+    errors = {}
+    for probe in (None, images()):
+        compressed = run(classifier, probe=probe, representation=name, bits=5, recalibration=False, effort=0.2)
+        errors[probe is None] = relative_error(decoded_model(compressed), classifier)
+    assert errors[False] < 0.8 * errors[True]
+
+
+@pytest.mark.parametrize('name', ['lattice', 'auto', 'bilinear'])
+def test_images_give_the_same_bytes_with_any_number_of_threads(name, classifier, three_threads):
+    results = {
+        run(classifier, probe=images(), representation=name, bits=5, threads=threads).archive.to_bytes()
+        for threads in (1, 2, 4)
+    }
+    assert len(results) == 1 and torch.get_num_threads() == 3
+
+
+def test_the_images_change_the_result_and_not_the_model(classifier):
+    before = {key: tensor.clone() for key, tensor in classifier.state_dict().items()}
+    probed = run(classifier, probe=images(), bits=4, recalibration=False).archive.decode()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in classifier.state_dict().items())
+    assert not classifier.training and all(parameter.requires_grad for parameter in classifier.parameters())
+    plain = run(classifier, bits=4).archive.decode()
+    assert not torch.equal(probed['conv.weight'], plain['conv.weight'])
+
+
+def test_auto_does_no_more_damage_than_lattice(classifier):
+    reports = {}
+    for name in ('lattice', 'auto'):
+        report = run(classifier, probe=images(), representation=name, bits=4, effort=0.1).report
+        reports[name] = {entry['name']: entry for entry in report['weights']}
+        reports[name]['error'] = report['totals']['predicted_error']
+    lattice, auto = reports['lattice'], reports['auto']
+    assert auto['error'] < lattice['error']
+    for name in ('stem.weight', 'conv.weight', 'low_rank.weight', 'shared.weight', 'unreached.weight'):
+        # the same scale but for the few bytes that name the representation
+        assert (
+            auto[name]['damage'] <= 1.06 * lattice[name]['damage']
+            and auto[name]['bits'] <= 1.01 * lattice[name]['bits']
+        )
+    assert auto['low_rank.weight']['representation'] == 'bilinear'
+    assert auto['low_rank.weight']['damage'] < 0.5 * lattice['low_rank.weight']['damage']
+
+
+@pytest.mark.parametrize('blocks', [(20,), (8, 12)])
+def test_damage_of_other_representations_is_in_the_metric(blocks):
+    """As a lattice has it, but for the damping."""
+    torch.manual_seed(0)
+    roots = [torch.randn(2, size, size) for size in blocks]
+    metric = Metric(tuple(root @ root.transpose(1, 2) for root in roots), torch.rand(6, dtype=torch.float64), 'inputs')
+    weight, decoded = torch.randn(2, 6, 20)
+    model = nn.Sequential(nn.Linear(20, 6))
+    job = _Job(model, {'0.weight': weight}, [], Settings(), None, {}, SOURCE, 'cpu', 1, None)
+    job.metrics['0.weight'] = metric
+    view = WeightView('0.weight', (6, 20))
+    expected, error = 0.0, (weight - decoded).double()
+    for row in range(6):
+        whole = torch.block_diag(*(block[row // 3] for block in metric.blocks)).double()
+        expected += float(metric.output_weights[row] * (error[row] @ whole @ error[row]))
+    assert job._damage(view, decoded) == pytest.approx(expected)
+    job.metrics.clear()
+    assert job._damage(view, decoded) == pytest.approx(float(error.square().sum()))
+
+
+def test_recalibration_changes_norms_and_biases_and_can_be_left_out(classifier):
+    original = classifier.state_dict()
+    for recalibration in (True, False):
+        for name in ('lattice', 'bilinear'):
+            made = run(classifier, probe=images(), representation=name, bits=4, recalibration=recalibration)
+            decoded = made.archive.decode()
+            moved = {
+                key
+                for key, tensor in decoded.items()
+                if tensor.dim() == 1 and not torch.allclose(tensor, original[key], rtol=2**-10, atol=1e-6)
+            }
+            mended = {'norm.running_mean', 'norm.running_var', 'conv.bias', 'low_rank.bias', 'shared.bias', 'head.bias'}
+            assert moved == (mended if recalibration else set())
+
+
+def test_recalibration_makes_the_error_smaller(classifier):
+    errors = [
+        relative_error(decoded_model(run(classifier, probe=images(), bits=2.5, recalibration=chosen)), classifier)
+        for chosen in (True, False)
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_what_recalibration_writes_takes_no_more_bytes_than_was_planned():
+    """Biases of zero and fresh statistics take next to no bytes, those that were mended do."""
+    model = Classifier().eval()
+    with torch.no_grad():
+        model.norm.running_mean.zero_()
+        model.norm.running_var.fill_(1)
+        for module in model.modules():
+            if getattr(module, 'bias', None) is not None:
+                module.bias.zero_()
+    model.again = model.head  # shared: mended and stored once
+    for name in ('lattice', 'bilinear'):
+        archive = run(model, probe=images(), representation=name, size=14_000).archive
+        assert (0.97 if name == 'lattice' else 0.9) * 14_000 <= len(archive.to_bytes()) <= 14_000
+        decoded = archive.decode()
+        assert decoded['head.bias'].any() and decoded['norm.running_mean'].any()
+        assert decoded['again.bias'] is decoded['head.bias']
+
+
+def test_degenerate_weights_with_images():
+    model = Classifier().eval()
+    with torch.no_grad():
+        model.shared.weight.zero_()
+        model.unreached.weight.fill_(0.3)
+        model.conv.weight.fill_(0.01)
+    compressed = run(model, probe=images(), bits=4)
+    decoded = compressed.archive.decode()
+    assert not decoded['shared.weight'].any()
+    torch.testing.assert_close(decoded['unreached.weight'], model.unreached.weight, rtol=0.5, atol=0)
+    json.dumps(compressed.report, allow_nan=False)
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('name', ['lattice', 'auto', 'bilinear'])
+def test_progress_with_images_goes_up_to_one(name, threads, classifier):
+    seen = []
+    run(classifier, probe=images(), representation=name, threads=threads, on_progress=lambda *args: seen.append(args))
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares) and 0 <= shares[0] < 0.35 and shares[-1] == pytest.approx(1.0)
+    names = {name for _, name in seen}
+    assert {'images', 'norms and biases', 'conv.weight'} <= names
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'representation': 'sigmoid', 'tolerance': 0.1}, 'tolerance: .* with lattice or auto, found 0.1 with sigmoid'),
+        ({'tolerance': 0.0}, 'tolerance: .* above 0'),
+        ({'tolerance': float('nan')}, 'tolerance'),
+        ({'tolerance': 0.1}, 'tolerance: expected images'),
+        ({'size': 0}, 'size: expected at least 1 byte'),
+        ({'size': 1000, 'tolerance': 0.1}, 'found size and tolerance; give one'),
+        ({'size': 300}, 'budget: .* larger ratio or more bits'),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(RiemError, match=words):
+        run(**settings)
+
+
+def test_an_error_of_the_images_comes_through(classifier, three_threads):
+    class Broken(ImageProbe):
+        def run(self, model, first, last):
+            raise RiemError('broken image')
+
+    for threads in (1, 2):
+        with pytest.raises(RiemError, match='broken image'):
+            run(classifier, probe=Broken(IMAGES), bits=4, threads=threads)
+    assert not workers() and torch.get_num_threads() == 3

@@ -23,9 +23,12 @@ from mmriem.core.bilinear import Bilinear
 from mmriem.core.container import Archive, WeightRecord, from_bytes, read, write
 from mmriem.core.errors import RiemError
 from mmriem.core.framing import pack, unpack
+from mmriem.core.lattice import Lattice
 from mmriem.core.manifest import Source
 from mmriem.core.sigmoid import Sigmoid
 from mmriem.core.surgery import WeightView, find_weights
+
+EVERY = (Bilinear, Lattice, Sigmoid)
 
 
 class Detector(nn.Module):
@@ -49,9 +52,9 @@ class Detector(nn.Module):
 
 def encode(view, tensor, kind=Bilinear):
     matrix = view.to_matrix(tensor)
-    settings = (
-        kind.configure(view.matrix_shape, 16.0 * matrix.numel()) if kind is Sigmoid else {'rank': 2, 'state_bits': 5}
-    )
+    settings = {'rank': 2, 'state_bits': 5}
+    if kind is not Bilinear:
+        settings = kind.configure(view.matrix_shape, 16.0 * matrix.numel())
     return WeightRecord(view, kind.fit(matrix, settings, effort=0.01))
 
 
@@ -177,15 +180,15 @@ def test_writing_what_was_read_gives_the_same_bytes(archive, data):
     assert again.keys == archive.keys and again.shapes == archive.shapes
 
 
-def test_both_representations_in_one_file():
-    archive = make_archive((Bilinear, Sigmoid))
+def test_all_representations_in_one_file():
+    archive = make_archive(EVERY)
     again = from_bytes(archive.to_bytes())
-    assert {record.encoded.name for record in again.weights} == {'bilinear', 'sigmoid'}
+    assert {record.encoded.name for record in again.weights} == {'bilinear', 'lattice', 'sigmoid'}
     assert same(again.decode(), archive.decode())
 
 
 def test_two_processes_decode_the_same_bits(tmp_path):
-    archive = make_archive((Bilinear, Sigmoid))
+    archive = make_archive(EVERY)
     path = tmp_path / 'model.riem'
     write(path, archive)
     program = (
@@ -481,7 +484,7 @@ def mutate(draw, manifest):
         parent[last] = draw(HOSTILE)
 
 
-@pytest.mark.parametrize('kinds', [(Bilinear,), (Bilinear, Sigmoid)], ids=['bilinear', 'both'])
+@pytest.mark.parametrize('kinds', [(Bilinear,), EVERY], ids=['bilinear', 'all'])
 def test_random_lies_in_the_manifest_never_raise_anything_but_riem_error(kinds):
     original = make_archive(kinds).to_bytes()
 

@@ -15,7 +15,7 @@ from mmriem.core import container
 from mmriem.core.live import WeightStates
 from mmriem.engine.config import load_strictly
 
-REPRESENTATIONS = ('bilinear', 'sigmoid')
+REPRESENTATIONS = ('bilinear', 'lattice', 'sigmoid')
 
 
 def image():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmriem.benchmark import methods, runner, worker
-from mmriem.benchmark.networks import Network
+from mmriem.benchmark.networks import Classifier
 from mmriem.classification import resnet20
 from mmriem.core.compress import compress
 from mmriem.core.surgery import find_weights
@@ -118,7 +118,7 @@ def test_peers_are_recalibrated_where_there_is_a_probe(
         given.append(probe)
         return compress(model, settings, **more)
 
-    monkeypatch.setattr(Network, 'probe', lambda self: f'images of {self.name}')
+    monkeypatch.setattr(Classifier, 'probe', lambda self: f'images of {self.name}')
     monkeypatch.setattr(runner, '_recalibrated', worse)
     monkeypatch.setattr(methods, 'compress', measuring)
     command = [tools / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'low rank']

@@ -1,6 +1,8 @@
+import argparse
 import json
 import os
 import pickle
+import runpy
 import signal
 import subprocess
 import sys
@@ -199,7 +201,7 @@ def test_damaged_files_are_one_line(call, tools, tiny_config, riem_file, tmp_pat
 def test_interrupted_leaves_nothing(tools, tiny_config, runner_checkpoint, tmp_path):
     command = [sys.executable, tools / 'compress.py', tiny_config, runner_checkpoint]
     process = subprocess.Popen(
-        [*map(str, command), '--out', 'o', '--effort', '1000'],
+        [*map(str, command), '--out', 'o', '--representation', 'sigmoid', '--effort', '1000'],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -235,3 +237,106 @@ def test_stock_config_of_the_wheel(call_here, tools, tmp_path):
     wanted = [key for key, x in detector.named_parameters() if x.ndim >= 2]
     assert [entry['name'] for entry in report['weights']] == wanted
     assert len(container.read(tmp_path / 'o.riem').dataset_meta['classes']) == 80
+
+
+# ---- the budget, and images
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [
+        ('123456', 123456),
+        ('5MB', 5_000_000),
+        ('750 kB', 750_000),
+        ('1.5MiB', 1_572_864),
+        ('2KiB', 2048),
+        ('0.25gb', 250_000_000),
+        ('1GiB', 1 << 30),
+        (' 7 b ', 7),
+        ('3.', 3),
+    ],
+)
+def test_sizes_in_bytes(tools, text, count):
+    found = runpy.run_path(str(tools / 'compress.py'))['byte_count'](text)
+    assert found == count and isinstance(found, int)
+
+
+@pytest.mark.parametrize('text', ['', 'MB', '-5MB', '5 XB', '5MBps', '0', '0.5b', '1e6', 'nan', '5,5MB'])
+def test_sizes_that_are_none(tools, text):
+    with pytest.raises(argparse.ArgumentTypeError, match='expected a size such as 5MB'):
+        runpy.run_path(str(tools / 'compress.py'))['byte_count'](text)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'least', 'most'),
+    [
+        (['--size', '60kB'], 59_400, 60_000),
+        (['--size', '60kB', '--no-recalibration'], 59_400, 60_000),
+        (['--size', '60kB', '--metric', 'identity'], 59_400, 60_000),
+        (['--size', '60kB', '--representation', 'auto', '--effort', '0.02'], 50_000, 60_000),
+    ],
+)
+def test_a_size(compress, tmp_path, arguments, least, most):
+    assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    assert least <= (tmp_path / 'o.riem').stat().st_size <= most
+    assert report['settings']['size'] == 60_000
+    sources = {entry['metric'] for entry in report['weights'] if entry['representation'] != 'dense'}
+    representations = {entry['representation'] for entry in report['weights']} - {'dense'}
+    if '--metric' in arguments:
+        assert sources == {'identity'} and 'images' not in report['settings']
+        assert report['totals']['predicted_error'] is None
+    else:
+        assert sources == {'inputs'} and report['totals']['predicted_error'] > 0
+        images = {'kind': 'procedural', 'seed': 0, 'size': [64, 64], 'count': 4}
+        assert report['settings']['images'] == images
+    assert 'lattice' in representations if 'auto' in arguments else representations == {'lattice'}
+    assert report['settings']['recalibration'] == ('--no-recalibration' not in arguments)
+    assert container.read(tmp_path / 'o.riem').settings == report['settings']
+
+
+@pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])
+def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, arguments):
+    assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    tolerance = float(arguments[1]) if arguments else 0.05
+    assert report['settings']['tolerance'] == tolerance
+    assert 0.99 * tolerance <= report['totals']['predicted_error'] <= tolerance
+    assert f'{report["totals"]["bytes"]:,} bytes' in capsys.readouterr().out
+    assert call_here(tools / 'test.py', 'o.py', 'o.riem', '--work-dir', 'w') is None
+    assert 'coco/bbox_mAP: ' in capsys.readouterr().out
+
+
+def test_images_of_a_folder(compress, coco_data, tmp_path):
+    decoded = []
+    for name, images in (('own', ['--images', coco_data / 'images']), ('procedural', [])):
+        assert compress('--out', f'{name}.riem', '--bits', '6', '--image-count', '3', *images) is None
+        decoded.append(container.read(tmp_path / f'{name}.riem').decode())
+    settings = json.loads((tmp_path / 'own.json').read_text())['settings']
+    assert settings['images'] == {'kind': 'folder', 'folder': 'images', 'count': 3}
+    assert any(not torch.equal(decoded[0][key], decoded[1][key]) for key in decoded[0])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--tolerance', '0.1', '--representation', 'sigmoid'], ['tolerance', 'lattice or auto', 'sigmoid']),
+        (['--tolerance', '-1'], ['tolerance', '-1']),
+        (['--tolerance', '0.1', '--metric', 'identity'], ['tolerance', 'images', 'bits, ratio or size']),
+        (['--metric', 'identity'], ['tolerance', 'images', 'bits, ratio or size']),
+        (['--images', 'missing'], ['--images missing', 'folder']),
+        (['--image-count', '-3'], ['--image-count -3']),
+        (['--size', '2kB'], ['budget', '2000 bytes']),
+    ],
+)
+def test_budgets_and_images_that_will_not_do(compress, tmp_path, arguments, words):
+    error = compress('--out', 'o.riem', *arguments)
+    assert error.startswith('error: ') and '\n' not in error and all(word in error for word in words), error
+    assert not list(tmp_path.rglob('*.riem'))
+
+
+def test_only_one_budget(compress, capsys):
+    assert compress('--out', 'o.riem', '--size', '5MB', '--bits', '4') == 2
+    assert 'not allowed with argument' in capsys.readouterr().err
+    assert compress('--out', 'o.riem', '--size', '5 apples') == 2
+    assert 'expected a size such as 5MB or 750kB' in capsys.readouterr().err
