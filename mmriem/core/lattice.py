@@ -29,9 +29,11 @@ MetricBlocks = Union[Tensor, Sequence[Tensor]]
 
 DAMPING = 0.01
 """Added to the diagonal of the metric, relative to its mean: the procedural images are not the real ones."""
-COLUMN_POWER = 0.0
+COLUMN_POWER = 0.25
 """Column steps are the pivots ``R_jj`` to minus this power: 1 is best at high rates for a metric that is exact."""
-ROW_POWER = 0.0
+COLUMN_ROWS = 128
+"""Fewer rows share one column step: a step for each column would cost more bits than it saves."""
+ROW_POWER = 0.5
 """Row steps are the output weights to minus half this power: likewise."""
 DEAD_ZONE = 0.04
 """Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
@@ -240,7 +242,8 @@ class Problem:
     def solve(self, step: float) -> tuple[Lattice, float]:
         """Round to the lattice of that step; returns it and the damage, in units of the metric."""
         rows = _exponents(self.output_weights, -ROW_POWER / 2)
-        columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER)
+        many = self.output_weights.numel() >= COLUMN_ROWS
+        columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER if many else 0.0)
         step = float(np.float32(step))
         row_steps = step * torch.from_numpy(_powers(rows)).to(self.weight)
         column_steps = torch.from_numpy(_powers(columns)).to(self.weight)
