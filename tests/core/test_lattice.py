@@ -349,7 +349,7 @@ def test_budgets_that_are_too_small():
 def test_progress_never_falls():
     seen = []
     Lattice.fit(randn(20, 20), Lattice.configure((20, 20), 1200), progress=seen.append)
-    assert seen == sorted(seen) and 0 < seen[0] and seen[-1] <= 1
+    assert seen == sorted(seen) and seen[0] > 0 and seen[-1] <= 1
 
 
 def test_the_same_bytes_again():

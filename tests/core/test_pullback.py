@@ -157,6 +157,7 @@ def test_of_a_convolution(name, batch):
     assert_close(metric.dense(), blocks.mean(0))
 
 
+@pytest.mark.filterwarnings('ignore:Using padding=.same. with even kernel')
 def test_same_padding_of_an_even_kernel():
     """The surplus is on the right, as it is in the layer itself."""
     layer = seeded(lambda: nn.Conv2d(2, 3, 2, padding='same'))
