@@ -5,9 +5,8 @@ all damages is least, for a given sum of bits, where each single weight does the
 is inversely proportional to the square root of its sensitivity, the damage of a unit error of one weight. So the steps
 of all matrices have one common factor, the scale, and a budget is met by a search for that one number.
 
-The sensitivities are measured on procedural images and hold for small errors, which makes extreme ones unsafe:
-steps go by the geometric mean of that optimum and of the step that makes relative errors of weights equal
-(``TEMPER = 0.5``).
+The sensitivities are measured on procedural images and hold for small errors, which makes extreme ones unsafe: steps
+lie between that optimum (``TEMPER = 1``) and the one that makes relative errors of all weights equal (0).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .errors import RiemError
 from .lattice import Lattice, Problem
 from .parallel import Task, run_all
 
-TEMPER = 0.5
+TEMPER = 0.75
 """Power of the relative sensitivity in a step: 1 trusts it, 0 ignores it."""
 CLOSE_ENOUGH = 0.99
 """A budget is met when this share of it is used, and not more than all."""

@@ -33,7 +33,7 @@ COLUMN_POWER = 0.0
 """Column steps are the pivots ``R_jj`` to minus this power: 1 is best at high rates for a metric that is exact."""
 ROW_POWER = 0.0
 """Row steps are the output weights to minus half this power: likewise."""
-DEAD_ZONE = 0.07
+DEAD_ZONE = 0.04
 """Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
 OCTAVE = 4
 """Row and column steps are powers of ``2 ** (1 / OCTAVE)``."""

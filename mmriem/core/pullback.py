@@ -1,14 +1,16 @@
 """The pullback metric: what an error of a weight does to the outputs of the network.
 
 For a small error ``dW`` of the weight matrix of one layer, the squared relative error of the network's outputs,
-summed over its output tensors, is to first order
+averaged over its output tensors, is to first order
 
-    sum_i g_i dw_i^T A dw_i,        A = E[gamma x x^T],  g_i = E[G_i^2]
+    sum_i g_i dw_i^T A dw_i
 
-with the layer's inputs ``x`` (im2col columns), the gradient ``G`` of a random projection of the outputs at the
-layer's outputs, and ``gamma = |G|^2 / E|G|^2``. Inputs are weighted by ``gamma`` because an error matters where the
-outputs depend on it. Errors at different positions are taken as uncorrelated, and ``x`` as independent of ``G``
-otherwise (Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers", 2016).
+``A`` is the second moment of the layer's inputs ``x`` (im2col columns), each weighted by the energy ``|G|^2`` of the
+gradient at its position of a random projection of the outputs, because an error matters where the outputs depend on it.
+This takes errors at different positions as uncorrelated (Grosse and Martens, "A Kronecker-factored approximate Fisher
+matrix for convolution layers", 2016). How much a row matters is measured without that: ``g_i tr(A)`` is the mean square
+of the gradient of the row's weights, exact for white errors. Where features are averaged over positions, errors add up,
+and the difference is tenfold.
 
 Inputs are seen where the network calls ``linear`` and the convolutions, however often and by whatever module. A
 parameter that is used in another way (a table of position biases, a deformable convolution) has a diagonal metric
@@ -114,28 +116,31 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def _is_reached(sums: _Sums | None) -> bool:
-    return sums is not None and float(sums.output_weights.sum()) > 0
+    return sums is not None and sums.energy > 0 and float(sums.rows.sum()) > 0
 
 
 @dataclass
 class _Sums:
-    """Sums over positions and images."""
+    """Sums over images: of weighted second moments, of squared gradients of each row, and of the weights."""
 
     blocks: list[Tensor]
-    output_weights: Tensor
+    rows: Tensor
     energy: float
     source: str
 
     def add(self, other: _Sums) -> _Sums:
         for mine, its in zip(self.blocks, other.blocks):
             mine += its
-        self.output_weights += other.output_weights
+        self.rows += other.rows
         self.energy += other.energy
         return self
 
     def metric(self, images: int) -> Metric:
         blocks = tuple(block.div_(self.energy) for block in self.blocks)
-        return Metric(blocks, self.output_weights / images, self.source)
+        traces = sum(block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks)
+        per_group = self.rows.reshape(len(traces), -1) / images
+        output_weights = per_group / traces.clamp_min(1e-300)[:, None]
+        return Metric(blocks, output_weights.reshape(-1), self.source)
 
 
 def _one_batch(
@@ -156,7 +161,8 @@ def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: 
     total = outputs[0].new_zeros(())
     for output in outputs:
         signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-        scale = output.detach().std().clamp_min(1e-6) * (output.numel() / (batch[1] - batch[0])) ** 0.5
+        share = (batch[1] - batch[0]) / len(outputs) / output.numel()
+        scale = output.detach().std().clamp_min(1e-6) / share**0.5
         total = total + (signs * output).sum() / scale
     return total
 
@@ -173,7 +179,7 @@ class _Watch(TorchFunctionMode):
         self._parameters = {view.name: parameters[view.name] for view in views}
         self._views = {self._parameters[view.name].untyped_storage().data_ptr(): view for view in views}
         self._view_by_name = {view.name: view for view in views}
-        for parameter in self._parameters.values():  # one that is used in a way unknown here gets a gradient itself
+        for parameter in self._parameters.values():
             parameter.requires_grad_(True)
 
     def __torch_function__(
@@ -188,12 +194,9 @@ class _Watch(TorchFunctionMode):
         view = self._views.get(call['weight'].untyped_storage().data_ptr())
         if view is None:
             return function(*args, **kwargs)
-        weight = call['weight'].detach()  # not its own gradient is wanted but the one at the output
-        output = function(**{**call, 'weight': weight})
-        if not output.requires_grad:
-            output.requires_grad_(True)
-        if output.is_leaf or output._is_view():
-            output = output.clone()  # an in-place activation refuses a leaf, and takes the hook from a view
+        output = function(**call)
+        if output._is_view():
+            output = output.clone()  # an in-place activation takes the hook from a view
         if output.numel():
             self._see(view, function, call, output)
         return output
@@ -223,14 +226,12 @@ class _Watch(TorchFunctionMode):
         number = self._calls[view.name] = self._calls.get(view.name, -1) + 1
         generator = torch.Generator().manual_seed(zlib.crc32(f'{view.name} {number} {self._seed}'.encode()))
         see = {F.linear: _linear_columns, F.conv2d: _columns, F.conv_transpose2d: _transposed_columns}[function]
-        rows = _rows_of(call['weight'], view)
-
         with torch.no_grad(), torch._C.DisableTorchFunction():
             inputs, at, share = see(call, output, generator)
 
         def receive(gradient: Tensor) -> None:
             with torch.no_grad(), torch._C.DisableTorchFunction():
-                self._add(view, function, inputs, at(gradient), share, rows, call)
+                self._add(view, function, inputs, at(gradient), share, call)
 
         output.register_hook(receive)
 
@@ -241,36 +242,34 @@ class _Watch(TorchFunctionMode):
         inputs: Tensor,
         gradient: Tensor,
         share: float,
-        rows: slice,
         call: dict[str, Any],
     ) -> None:
         """Add up inputs ``(groups, positions, in)`` and gradients ``(positions, out)``, a ``share`` of all."""
-        squared = gradient.double().square() * share
-        energy = squared.sum(1)
+        energy = gradient.double().square().sum(1) * share
         weighted = inputs * energy.to(inputs)[:, None]
         blocks = [torch.bmm(weighted[..., part].transpose(1, 2), inputs[..., part]) for part in parts(inputs.shape[2])]
         if function is F.conv_transpose2d:
             taps, stride = call['weight'][0, 0], call.get('stride', 1)
             every = torch.eye(taps.numel()).to(inputs) / math.prod(_pair(stride))
             blocks = [torch.stack([torch.kron(block, every) for block in whole]) for whole in blocks]
-        output_weights = torch.zeros(view.matrix_shape[0], dtype=torch.float64)
-        output_weights[rows] = squared.sum(0).cpu()
-        found = _Sums([block.cpu() for block in blocks], output_weights, float(energy.sum()), 'inputs')
+        rows = torch.zeros(view.matrix_shape[0], dtype=torch.float64)
+        found = _Sums([block.cpu() for block in blocks], rows, float(energy.sum()), 'inputs')
         self._sums[view.name] = self._sums[view.name].add(found) if view.name in self._sums else found
 
     def finish(self) -> dict[str, _Sums]:
-        """The sums of every weight that has any; a parameter used in ways unknown here has those of its gradient."""
+        """The sums of every weight that has a gradient; one used in ways unknown here has those of the gradient."""
         for name, parameter in self._parameters.items():
             gradient, parameter.grad = parameter.grad, None
-            if name not in self._sums and gradient is not None and name not in self._calls:
-                self._sums[name] = self._of_gradient(self._view_by_name[name].to_matrix(gradient))
+            if gradient is None:
+                continue
+            squared = self._view_by_name[name].to_matrix(gradient).double().square().cpu()
+            if name not in self._calls:
+                columns = squared.sum(0).float()
+                blocks = [torch.diag(columns[part])[None] for part in parts(len(columns))]
+                self._sums[name] = _Sums(blocks, squared.sum(1), float(squared.sum()), 'gradients')
+            elif name in self._sums:
+                self._sums[name].rows += squared.sum(1)
         return self._sums
-
-    def _of_gradient(self, gradient: Tensor) -> _Sums:
-        squared = gradient.double().square().cpu()
-        columns = squared.sum(0).float()
-        blocks = [torch.diag(columns[part])[None] for part in parts(len(columns))]
-        return _Sums(blocks, squared.sum(1), float(squared.sum()), 'gradients')
 
 
 def parts(columns: int) -> list[slice]:
@@ -295,14 +294,6 @@ _ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 
 _Seen = tuple[Tensor, Callable[[Tensor], Tensor], float]
 """Inputs ``(groups, positions, in)``; the gradient ``(positions, out)`` there; all positions by those chosen."""
-
-
-def _rows_of(weight: Tensor, view: WeightView) -> slice:
-    """The rows of the matrix that a call uses: a part where a module splits a packed projection."""
-    if tuple(weight.shape) == view.shape or view.layout != 'out_first':
-        return slice(0, view.matrix_shape[0])
-    first = weight.storage_offset() // max(1, math.prod(view.shape[1:]))
-    return slice(first, first + weight.shape[0])
 
 
 def _choose(positions: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, float]:
