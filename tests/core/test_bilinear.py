@@ -424,3 +424,20 @@ def test_other_dtypes_are_fitted_too(dtype):
     weight = randn(12, 15).to(dtype)
     decoded = Bilinear.fit(weight, {'rank': 12, 'state_bits': 8}).decode()
     assert decoded.dtype == torch.float32 and snr(weight.float(), decoded) > 35
+
+
+@pytest.mark.parametrize('noise', [1e-6, 1e-5])
+def test_a_metric_that_rounding_has_left_a_little_below_semi_definite(noise):
+    """States are large where it is small."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(10, 60, generator=generator) + 3
+    metric, weight = inputs.T @ inputs / 10, torch.randn(40, 60, generator=generator)
+    errors = noise * metric.diagonal().mean() * torch.randn(60, 60, generator=generator)
+    metric = metric + errors + errors.T
+    assert float(torch.linalg.eigvalsh(metric.double())[0]) < -2 * noise * float(metric.diagonal().mean())
+    chosen = Bilinear.configure((40, 60), 6 * weight.numel())
+    damages = []
+    for input_metric in (metric, None):
+        error = weight - Bilinear.fit(weight, chosen, input_metric=input_metric).decode()
+        damages.append(float(((error @ metric) * error).sum()))
+    assert damages[0] < 0.5 * damages[1]

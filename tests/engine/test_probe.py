@@ -203,7 +203,7 @@ def test_pipelines_are_found_where_configs_have_them():
     for place in places:
         assert DetectorProbe(Config(place), count=1).describe()['size'] == [48, 32]
     for place in ({}, dict(test_dataloader=None), dict(test_dataloader=dict(dataset=dict(type='CocoDataset')))):
-        with pytest.raises(RiemError, match='expected a test pipeline .* use --metric identity'):
+        with pytest.raises(RiemError, match=r'expected a test pipeline .* use --metric identity'):
             DetectorProbe(Config(place))
 
 
@@ -224,7 +224,7 @@ def test_a_detector_without_a_head_is_one_error():
     model.neck = model.bbox_head
     del model.bbox_head
     model.predict = lambda inputs, data_samples, rescale: model.neck(inputs)
-    with pytest.raises(RiemError, match='Stub: expected a module named ...head .* use --metric identity'):
+    with pytest.raises(RiemError, match=r'Stub: expected a module named \.\.\.head .* use --metric identity'):
         DetectorProbe(pipeline(dict(type='Resize', scale=(48, 32))), count=1).run(model, 0, 1)
 
 
