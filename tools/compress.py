@@ -16,7 +16,7 @@ import torch
 from mmengine.config import DictAction
 
 from mmriem.core import representation_names
-from mmriem.core.compress import AUTO, DEFAULT_TOLERANCE, Settings
+from mmriem.core.compress import AUTO, Settings
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, Outputs, compress_detector, print_report
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     budget.add_argument(
         '--tolerance',
         type=float,
-        help=f'predicted relative error of the outputs (default with lattice and auto: {DEFAULT_TOLERANCE})',
+        help='predicted relative error of the outputs (without any of these four: no visible loss, see README)',
     )
     parser.add_argument(
         '--metric',

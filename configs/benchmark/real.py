@@ -5,8 +5,9 @@ step for all weights, so it depends on their spread; it is chosen for 1 to 4 bit
 """
 
 root = '../shared/data/'
-nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-13, -15, -17, -18, -19, -20, -22, -24)]
-nncodec_yolox = [dict(qp=qp) for qp in (-8, -12, -16, -20, -24, -28)]
+nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-15, -18, -20, -22, -24)]
+nncodec_yolox = [dict(qp=qp) for qp in (-20, -24, -28, -32, -36)]
+sigmoid_quick = [dict(representation='sigmoid', ratio=0.1, effort=0.25)]
 
 networks = [
     dict(
@@ -23,8 +24,8 @@ networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
         ('yolox_nano_coco', dict(nncodec=nncodec_yolox)),
-        ('retinanet_r18_bccd', dict()),
-        ('faster-rcnn_swin_bccd', dict()),
+        ('retinanet_r18_bccd', {'mmriem sigmoid': sigmoid_quick}),
+        ('faster-rcnn_swin_bccd', {'mmriem sigmoid': sigmoid_quick}),
     )
 ]
 networks += [
@@ -32,28 +33,26 @@ networks += [
     for name in ('gfl_r18_fpn_digits', 'faster-rcnn_swin_fpn_digits')
 ]
 
-ratios = (0.05, 0.1, 0.19, 0.3)
 methods = [
     dict(type='fp16', settings=[dict()]),
-    dict(type='rounding', settings=[dict(bits=bits) for bits in (2, 3, 4, 5, 6, 8)]),
-    dict(type='minmax', settings=[dict(bits=bits) for bits in (2, 3, 4, 5, 6, 8)]),
-    dict(type='svd', settings=[dict(bits=bits) for bits in (2, 3, 4, 6)]),
-    dict(type='hqq', settings=[dict(bits=bits) for bits in (2, 3, 4, 8)]),
-    dict(type='nncodec', settings=[dict(qp=qp, bnf=True) for qp in (-18, -20, -22, -24, -26, -28, -30, -32)]),
+    dict(type='minmax', settings=[dict(bits=bits) for bits in (3, 4, 5, 6, 8)]),
+    dict(type='svd', settings=[dict(bits=bits) for bits in (4, 6)]),
+    dict(type='hqq', settings=[dict(bits=bits) for bits in (3, 4, 8)]),
+    dict(type='nncodec', settings=[dict(qp=qp, bnf=True) for qp in (-18, -22, -26, -30)]),
     dict(
         name='mmriem lattice',
         type='mmriem',
-        settings=[dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0, 4.0)],
+        settings=[dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.5, 2.0, 2.3, 3.0, 4.0)],
     ),
-    dict(name='mmriem lattice, default', type='mmriem', settings=[dict()]),
-    dict(
-        name='mmriem sigmoid',
-        type='mmriem',
-        settings=[dict(representation='sigmoid', ratio=ratio, effort=0.5) for ratio in ratios],
-    ),
+    dict(name='mmriem default', type='mmriem', settings=[dict()]),
     dict(
         name='mmriem bilinear',
         type='mmriem',
-        settings=[dict(representation='bilinear', ratio=ratio) for ratio in ratios],
+        settings=[dict(representation='bilinear', ratio=ratio) for ratio in (0.1, 0.19)],
+    ),
+    dict(
+        name='mmriem sigmoid',
+        type='mmriem',
+        settings=[dict(representation='sigmoid', ratio=ratio, effort=0.5) for ratio in (0.1, 0.19)],
     ),
 ]

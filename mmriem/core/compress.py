@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -29,8 +30,10 @@ from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_weights
 
 AUTO = 'auto'
 """The representation of each weight that does least damage for its bytes."""
-DEFAULT_TOLERANCE = 0.05
-"""Predicted relative error of the outputs where no budget is given."""
+DEFAULT_ERRORS = (0.03, 0.09)
+"""Predicted relative error of the outputs where no budget is given. The file is as small as the first one allows; where
+that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
+DEFAULT_SIZE = 1 / 17
 DEFAULT_RATIO = 0.19
 """The paper's."""
 
@@ -48,8 +51,8 @@ class Settings:
         bits: bits of the file for each represented weight; or
         size: bytes of the file; or
         tolerance: predicted relative error of the network's outputs (``lattice`` and ``auto`` alone, and only where
-            images can be run). Where none of the four is given, these two have ``DEFAULT_TOLERANCE``, the others
-            ``DEFAULT_RATIO``.
+            images can be run). Where none of the four is given, these two go by ``DEFAULT_ERRORS``, and without images,
+            as the others do, by ``DEFAULT_RATIO``.
         include, exclude: glob patterns on state-dict keys.
         min_numel: weights with fewer elements stay dense.
         state_bits: bits of a quantised state; 0 lets each weight's budget decide. The paper has 8.
@@ -103,12 +106,10 @@ class Settings:
         """Whether the budget is met by one scale for the lattices of all weights."""
         return self.representation in (Lattice.name, AUTO)
 
-    def with_budget(self) -> Settings:
-        """These settings, with the default budget where none is given."""
-        given = any(value is not None for value in (self.ratio, self.bits, self.size, self.tolerance))
-        if given:
-            return self
-        return replace(self, **({'tolerance': DEFAULT_TOLERANCE} if self.has_lattices else {'ratio': DEFAULT_RATIO}))
+    @property
+    def has_budget(self) -> bool:
+        """Whether any budget is given."""
+        return any(value is not None for value in (self.ratio, self.bits, self.size, self.tolerance))
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def compress(
     Raises:
         RiemError: nothing to compress, a pattern without a match, a budget that is too small.
     """
-    settings = settings.with_budget()
+    if not settings.has_budget and not (settings.has_lattices and probe is not None):
+        settings = replace(settings, ratio=DEFAULT_RATIO)
     if settings.tolerance is not None and probe is None:
         raise RiemError('tolerance: expected images that the network runs on, found none; give bits, ratio or size')
     state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
@@ -257,12 +259,7 @@ class _Job:
         def solve(scale: float) -> Solutions:
             return solve_all(problems, steps, scale, self.threads, next(stages))
 
-        if self.settings.tolerance is not None:
-            self.scale, solutions = search(
-                solve, self._predicted_error, self.settings.tolerance, start=self.settings.tolerance * 8, falls=False
-            )
-        else:
-            self.scale, solutions = self._search_bytes(solve, self._start(problems, steps))
+        self.scale, solutions = self._search_budget(solve, lambda wanted: self._start(problems, steps, wanted))
         seconds = time.perf_counter() - started
         elements = sum(math.prod(view.shape) for view in self.views)
         tasks = [
@@ -310,9 +307,33 @@ class _Job:
     def _predicted_error(self, solutions: Solutions) -> float:
         return math.sqrt(sum(damage for name, (_, damage) in solutions.items() if name in self.metrics))
 
-    def _start(self, problems: Mapping[str, Problem], steps: Mapping[str, float]) -> float:
+    def _search_budget(
+        self, solve: Callable[[float], Solutions], guess: Callable[[float], float]
+    ) -> tuple[float, Solutions]:
+        """The scale that meets the budget, or the default one, and the solutions."""
+        if self.settings.tolerance is not None:
+            return self._search_error(solve, self.settings.tolerance)
+        if self.settings.has_budget:
+            return self._search_bytes(solve, self._wanted_bits(), guess(self._wanted_bits()))
+        found = self._search_error(solve, DEFAULT_ERRORS[0])
+        limit = DEFAULT_SIZE * 32 * _numel(self.state_dict)
+        if self._file_bits(found[1]) <= limit:
+            return found
+        with contextlib.suppress(RiemError):  # what stays dense may be too much for that size
+            sized = self._search_bytes(solve, limit, guess(limit))
+            if self._predicted_error(sized[1]) <= DEFAULT_ERRORS[1]:
+                return sized
+        return self._search_error(solve, DEFAULT_ERRORS[1])
+
+    def _search_error(self, solve: Callable[[float], Solutions], tolerance: float) -> tuple[float, Solutions]:
+        return search(solve, self._predicted_error, tolerance, start=tolerance * 16, falls=False)
+
+    def _file_bits(self, solutions: Solutions) -> int:
+        fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
+        return 8 * len(self.archive(fits, self._planned).to_bytes())
+
+    def _start(self, problems: Mapping[str, Problem], steps: Mapping[str, float], wanted: float) -> float:
         """A first guess of the scale: as if the weights were Gaussian."""
-        wanted = self._wanted_bits()
         scale = 1.0
         for _ in range(40):
             rate = sum(
@@ -327,11 +348,17 @@ class _Job:
         settings = self.settings
         return target_bits(_numel(self.state_dict), weight_numel, settings.ratio, settings.bits, settings.size)
 
-    def _search_bytes(self, solve: Callable[[float], Solutions], start: float) -> tuple[float, Solutions]:
-        """The scale whose whole file has at most the bits asked for."""
+    def _search_bytes(
+        self, solve: Callable[[float], Solutions], wanted: float, start: float
+    ) -> tuple[float, Solutions]:
+        """The scale whose whole file has at most the bits that are wanted.
+
+        Raises:
+            RiemError: what stays dense has no room, or no step gives so small a file.
+        """
         views = {view.name: view for view in self.views}
         rest = self._rest_bits()
-        wanted, excess = self._wanted_bits(), 0.0
+        excess = 0.0
 
         def measure(solutions: Solutions) -> float:
             weights = sum(_cost(views[name], lattice) for name, (lattice, _) in solutions.items())
@@ -345,8 +372,7 @@ class _Job:
                     'ratio or more bits, or compress more of the weights'
                 )
             scale, solutions = search(solve, measure, wanted, start)
-            fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
-            written = 8 * len(self.archive(fits, self._planned).to_bytes())
+            written = self._file_bits(solutions)
             if CLOSE_ENOUGH * wanted <= written <= wanted:
                 break
             excess += written - measure(solutions)

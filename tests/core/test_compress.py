@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmriem.core import container
-from mmriem.core.compress import DEFAULT_RATIO, DEFAULT_TOLERANCE, Settings, _Job, compress
+from mmriem.core.compress import DEFAULT_ERRORS, DEFAULT_RATIO, Settings, _Job, compress
 from mmriem.core.container import Archive
 from mmriem.core.errors import RiemError
 from mmriem.core.manifest import Source
@@ -453,15 +453,23 @@ def test_the_predicted_error_is_about_the_measured_one(classifier):
         assert relative_error(decoded_model(compressed), classifier) == pytest.approx(tolerance, rel=0.5)
 
 
-def test_without_a_budget_it_is_that_tolerance_or_the_ratio_of_the_paper(classifier):
-    arguments = dict(dataset_meta=META, source=SOURCE)
-    compressed = compress(classifier, Settings(), probe=images(), **arguments)
-    assert compressed.archive.settings['tolerance'] == DEFAULT_TOLERANCE
-    assert compressed.report['totals']['predicted_error'] == pytest.approx(DEFAULT_TOLERANCE, rel=0.02)
-    settings = compress(classifier, Settings('bilinear'), **arguments).archive.settings
+@pytest.mark.parametrize(('size', 'error'), [(0.9, DEFAULT_ERRORS[0]), (0.01, DEFAULT_ERRORS[1]), (0.16, None)])
+def test_without_a_budget_an_error_or_a_size_is_met(size, error, classifier, monkeypatch):
+    monkeypatch.setattr('mmriem.core.compress.DEFAULT_SIZE', size)
+    totals = compress(classifier, Settings(), probe=images(), dataset_meta=META, source=SOURCE).report['totals']
+    if error is None:
+        assert 0.98 * size <= totals['ratio'] <= size
+        assert DEFAULT_ERRORS[0] < totals['predicted_error'] <= DEFAULT_ERRORS[1]
+    else:
+        assert totals['predicted_error'] == pytest.approx(error, rel=0.02)
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'lattice'])
+def test_without_a_budget_and_images_it_is_the_ratio_of_the_paper(name, classifier):
+    settings = compress(classifier, Settings(name), dataset_meta=META, source=SOURCE).archive.settings
     assert settings['ratio'] == DEFAULT_RATIO and 'tolerance' not in settings
     with pytest.raises(RiemError, match='tolerance: expected images'):
-        compress(classifier, Settings(), **arguments)
+        compress(classifier, Settings(tolerance=0.1), dataset_meta=META, source=SOURCE)
 
 
 def test_the_report_says_where_each_metric_comes_from(classifier):
