@@ -24,8 +24,9 @@ from rich.table import Table
 from mmriem.core import representation_names
 from mmriem.core.compress import Settings
 from mmriem.core.errors import RiemError
+from mmriem.core.lattice import Lattice
 from mmriem.engine.command_line import run
-from mmriem.engine.compression import Outputs, compress_detector
+from mmriem.engine.compression import METRICS, Outputs, compress_detector
 from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
 from mmriem.engine.evaluation import evaluate
 from mmriem.engine.progress import show_progress
@@ -50,10 +51,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Compress detectors at several sizes and evaluate before and after')
     parser.add_argument('configs', nargs='+', help='configs, each with data to test on')
     parser.add_argument('--checkpoints', nargs='+', help='their .pth files (default: beside each config)')
-    parser.add_argument('--representations', nargs='+', choices=representation_names(), default=['sigmoid', 'bilinear'])
+    parser.add_argument('--representations', nargs='+', choices=representation_names(), default=representation_names())
     parser.add_argument('--ratios', nargs='+', type=float, default=[0.10, 0.19, 0.30])
     parser.add_argument('--state-bits', nargs='+', type=int, default=[0], help='0: by the budget; the paper: 8')
     parser.add_argument('--effort', type=float, default=1.0)
+    parser.add_argument('--metric', choices=METRICS, default=METRICS[0], help='see tools/compress.py')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='weights fitted at a time')
     parser.add_argument('--out', default='work_dirs/compare', help='folder for the files and the table')
     parser.add_argument('--data-root', help=f'folder to use where a config says {STATED_ROOT}')
@@ -87,7 +89,14 @@ def compressed(config: str, checkpoint: str, settings: Settings, args: argparse.
     outputs.check(force=True)
     with show_progress(name) as on_progress:
         report = compress_detector(
-            config, checkpoint, outputs, settings, threads=args.threads, force=True, on_progress=on_progress
+            config,
+            checkpoint,
+            outputs,
+            settings,
+            metric=args.metric,
+            threads=args.threads,
+            force=True,
+            on_progress=on_progress,
         )
     return outputs, report
 
@@ -117,7 +126,7 @@ def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dic
     size = None
     for ratio, representation in itertools.product(args.ratios, args.representations):
         report, metrics = None, {}
-        for bits in args.state_bits:
+        for bits in args.state_bits if representation != Lattice.name else [0]:
             if report is None or not has_only(bits, report):
                 settings = Settings(representation, ratio=ratio, state_bits=bits, effort=args.effort)
                 outputs, report = compressed(config, checkpoint, settings, args)

@@ -7,8 +7,6 @@ step for all weights, so it depends on their spread; it is chosen for 1 to 4 bit
 root = '../shared/data/'
 nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-15, -18, -20, -22, -24)]
 nncodec_yolox = [dict(qp=qp) for qp in (-20, -24, -28, -32, -36)]
-sigmoid_quick = [dict(representation='sigmoid', ratio=0.1, effort=0.25)]
-
 networks = [
     dict(
         name=name,
@@ -24,8 +22,8 @@ networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
         ('yolox_nano_coco', dict(nncodec=nncodec_yolox)),
-        ('retinanet_r18_bccd', {'mmriem sigmoid': sigmoid_quick}),
-        ('faster-rcnn_swin_bccd', {'mmriem sigmoid': sigmoid_quick}),
+        ('retinanet_r18_bccd', dict()),
+        ('faster-rcnn_swin_bccd', dict()),
     )
 ]
 networks += [
@@ -36,8 +34,8 @@ networks += [
 methods = [
     dict(type='fp16', settings=[dict()]),
     dict(type='minmax', settings=[dict(bits=bits) for bits in (3, 4, 5, 6, 8)]),
-    dict(type='svd', settings=[dict(bits=bits) for bits in (4, 6)]),
-    dict(type='hqq', settings=[dict(bits=bits) for bits in (3, 4, 8)]),
+    dict(type='svd', settings=[dict(bits=6)]),
+    dict(type='hqq', settings=[dict(bits=bits) for bits in (4, 8)]),
     dict(type='nncodec', settings=[dict(qp=qp, bnf=True) for qp in (-18, -22, -26, -30)]),
     dict(
         name='mmriem lattice',
@@ -45,14 +43,6 @@ methods = [
         settings=[dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.5, 2.0, 2.3, 3.0, 4.0)],
     ),
     dict(name='mmriem default', type='mmriem', settings=[dict()]),
-    dict(
-        name='mmriem bilinear',
-        type='mmriem',
-        settings=[dict(representation='bilinear', ratio=ratio) for ratio in (0.1, 0.19)],
-    ),
-    dict(
-        name='mmriem sigmoid',
-        type='mmriem',
-        settings=[dict(representation='sigmoid', ratio=ratio, effort=0.5) for ratio in (0.1, 0.19)],
-    ),
+    dict(name='mmriem bilinear', type='mmriem', settings=[dict(representation='bilinear', ratio=0.1)]),
+    dict(name='mmriem sigmoid', type='mmriem', settings=[dict(representation='sigmoid', ratio=0.1, effort=0.25)]),
 ]
