@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', nargs='+', help='configs, each with data to test on')
     parser.add_argument('--checkpoints', nargs='+', help='their .pth files (default: beside each config)')
     parser.add_argument('--representations', nargs='+', choices=representation_names(), default=representation_names())
-    parser.add_argument('--ratios', nargs='+', type=float, default=[0.10, 0.19, 0.30])
+    parser.add_argument('--ratios', nargs='+', type=float, default=[0.03, 0.06, 0.10, 0.19])
     parser.add_argument('--state-bits', nargs='+', type=int, default=[0], help='0: by the budget; the paper: 8')
     parser.add_argument('--effort', type=float, default=1.0)
     parser.add_argument('--metric', choices=METRICS, default=METRICS[0], help='see tools/compress.py')
@@ -129,7 +129,11 @@ def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dic
         for bits in args.state_bits if representation != Lattice.name else [0]:
             if report is None or not has_only(bits, report):
                 settings = Settings(representation, ratio=ratio, state_bits=bits, effort=args.effort)
-                outputs, report = compressed(config, checkpoint, settings, args)
+                try:
+                    outputs, report = compressed(config, checkpoint, settings, args)
+                except RiemError as error:  # too few bytes for this representation
+                    print(f'left out: {name}, {representation} at {ratio}: {error}', file=sys.stderr, flush=True)
+                    break
                 metrics = evaluate(cfg, outputs.riem, work_dir)
             if size is None:
                 size = report['totals']['bytes_fp32']
@@ -158,7 +162,9 @@ def main() -> None:
             write_csv(found, COLUMNS, folder / 'table.csv')
             text = f'{markdown(found, COLUMNS)}\n{command_and_machine()}'
             (folder / 'table.md').write_text(text, encoding='utf-8')
-    draw_curves(found, folder / 'picture.png')
+    if not found:
+        raise RiemError('nothing to compare: expected a ratio that some representation can meet, found none')
+    draw_curves(found, folder / 'picture.png', log=True)
     table = Table(title=f'{folder / "table.md"}, picture.png ({machine()})', title_justify='left')
     for key, form in COLUMNS.items():
         table.add_column(key, justify='left' if form == '{}' and key in ('detector', 'method') else 'right')

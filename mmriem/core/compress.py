@@ -358,13 +358,13 @@ class _Job:
         """
         views = {view.name: view for view in self.views}
         rest = self._rest_bits()
-        excess = 0.0
+        excess, found = 0.0, None
 
         def measure(solutions: Solutions) -> float:
             weights = sum(_cost(views[name], lattice) for name, (lattice, _) in solutions.items())
             return weights + rest + excess
 
-        for _ in range(3):  # what the records take is known once they are written
+        for _ in range(4):  # what the records take is known once they are written
             if wanted <= rest + excess:
                 raise RiemError(
                     f'budget: expected room for the {(rest + excess) / 8:.0f} bytes of what stays dense and of the '
@@ -373,11 +373,15 @@ class _Job:
                 )
             scale, solutions = search(solve, measure, wanted, start)
             written = self._file_bits(solutions)
-            if CLOSE_ENOUGH * wanted <= written <= wanted:
-                break
+            if written <= wanted:
+                found = scale, solutions
+                if written >= CLOSE_ENOUGH * wanted:
+                    break
             excess += written - measure(solutions)
             start = scale
-        return scale, solutions
+        if found is None:
+            raise RiemError(f'budget: expected a file of {wanted / 8:.0f} bytes, found none of a step; ask for more')
+        return found
 
     def _rest_bits(self) -> int:
         """Bits of a file with everything but the weights."""

@@ -109,6 +109,8 @@ def compress_detector(
     Raises:
         RiemError: config and checkpoint do not fit, or cannot be read, or the budget is too small.
     """
+    if metric != PULLBACK and (images is not None or image_count):
+        raise RiemError(f'--images, --image-count: expected with --metric {PULLBACK}, found --metric {metric}')
     cfg = read_config(config, options)
     read = read_checkpoint(checkpoint, trust=trust)
     model = build_detector(cfg)

@@ -323,7 +323,7 @@ def test_images_of_a_folder(compress, coco_data, tmp_path):
         (['--tolerance', '0.1', '--representation', 'sigmoid'], ['tolerance', 'lattice or auto', 'sigmoid']),
         (['--tolerance', '-1'], ['tolerance', '-1']),
         (['--tolerance', '0.1', '--metric', 'identity'], ['tolerance', 'images', 'bits, ratio or size']),
-        (['--metric', 'identity'], ['tolerance', 'images', 'bits, ratio or size']),
+        (['--metric', 'identity', '--images', 'x'], ['--images', '--metric pullback']),
         (['--images', 'missing'], ['--images missing', 'folder']),
         (['--image-count', '-3'], ['--image-count -3']),
         (['--size', '2kB'], ['budget', '2000 bytes']),
