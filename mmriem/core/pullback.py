@@ -39,6 +39,8 @@ from .surgery import WeightView
 
 POSITIONS = 4096
 """Inputs ``x`` of one call of a layer on one batch that enter the sum; more are sampled."""
+LANES = 2
+"""Sums that are added up side by side, whatever the number of threads, so that their rounding is always the same."""
 MAX_COLUMNS = 6144
 """Widest block of the metric: correlations between columns of different blocks are left out."""
 
@@ -81,29 +83,33 @@ def collect(
 
     The model is not changed. The result depends on the seed, not on ``threads``.
     """
-    batches = probe.batches()
-    sums: dict[str, _Sums] = {}
-    done = 0
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        before = torch.get_num_threads()
-        models = threading.local()
+    batches = list(enumerate(probe.batches()))
+    lanes = [batches[lane::LANES] for lane in range(min(LANES, len(batches)))]
+    lock, done = threading.Lock(), 0
 
-        def work(number: int) -> dict[str, _Sums]:
-            if not hasattr(models, 'own'):
-                models.own = _frozen_copy(model)
-            return _one_batch(models.own, views, probe, batches[number], ((seed << 20) + number) % (1 << 63))
+    def advance() -> None:
+        nonlocal done
+        with lock:
+            done += 1
+            if on_progress:
+                on_progress(done / len(batches))
 
+    def work(lane: list[tuple[int, tuple[int, int]]]) -> dict[str, _Sums]:
+        own, sums = _frozen_copy(model), {}
+        for number, batch in lane:
+            _add_batch(sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
+            advance()
+        return sums
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(min(threads, LANES), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            # a window of batches: what they found is added up in their order, whoever finishes first
-            for start in range(0, len(batches), threads):
-                for found in pool.map(work, range(start, min(start + threads, len(batches)))):
-                    for name, part in found.items():
-                        sums[name] = part if name not in sums else sums[name].add(part)
-                    done += 1
-                    if on_progress:
-                        on_progress(done / len(batches))
+            sums, *others = pool.map(work, lanes)
         finally:
             torch.set_num_threads(before)
+    for found in others:
+        for name, part in found.items():
+            sums[name] = part if name not in sums else sums[name].add(part)
     return {view.name: sums[view.name].metric(probe.images) for view in views if _is_reached(sums.get(view.name))}
 
 
@@ -128,6 +134,13 @@ class _Sums:
     energy: float
     source: str
 
+    @classmethod
+    def empty(cls, view: WeightView, groups: int, source: str = 'inputs') -> _Sums:
+        rows, columns = view.matrix_shape
+        widths = [part.stop - part.start for part in parts(columns)]
+        blocks = [torch.zeros(groups, width, width) for width in widths]
+        return cls(blocks, torch.zeros(rows, dtype=torch.float64), 0.0, source)
+
     def add(self, other: _Sums) -> _Sums:
         for mine, its in zip(self.blocks, other.blocks):
             mine += its
@@ -143,16 +156,21 @@ class _Sums:
         return Metric(blocks, output_weights.reshape(-1), self.source)
 
 
-def _one_batch(
-    model: nn.Module, views: Sequence[WeightView], probe: Probe, batch: tuple[int, int], seed: int
-) -> dict[str, _Sums]:
-    watch = _Watch(model, views, seed)
+def _add_batch(
+    sums: dict[str, _Sums],
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    batch: tuple[int, int],
+    seed: int,
+) -> None:
+    watch = _Watch(sums, model, views, seed)
     with torch.enable_grad():
         with watch:
             outputs = [output for output in probe.run(model, *batch) if output.requires_grad]
         if outputs:
             _random_projection(outputs, batch, seed).backward()
-    return watch.finish()
+    watch.finish()
 
 
 def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: int) -> Tensor:
@@ -170,10 +188,10 @@ def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: 
 class _Watch(TorchFunctionMode):
     """Sees the calls of linear and convolution functions with the weights, and the gradients at their outputs."""
 
-    def __init__(self, model: nn.Module, views: Sequence[WeightView], seed: int) -> None:
+    def __init__(self, sums: dict[str, _Sums], model: nn.Module, views: Sequence[WeightView], seed: int) -> None:
         super().__init__()
         self._seed = seed
-        self._sums: dict[str, _Sums] = {}
+        self._sums = sums
         self._calls: dict[str, int] = {}
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._parameters = {view.name: parameters[view.name] for view in views}
@@ -226,11 +244,11 @@ class _Watch(TorchFunctionMode):
         number = self._calls[view.name] = self._calls.get(view.name, -1) + 1
         generator = torch.Generator().manual_seed(zlib.crc32(f'{view.name} {number} {self._seed}'.encode()))
         see = {F.linear: _linear_columns, F.conv2d: _columns, F.conv_transpose2d: _transposed_columns}[function]
-        with torch.no_grad(), torch._C.DisableTorchFunction():
-            inputs, at, share = see(call, output, generator)
+        shape = output.shape
 
         def receive(gradient: Tensor) -> None:
             with torch.no_grad(), torch._C.DisableTorchFunction():
+                inputs, at, share = see(call, shape, generator)
                 self._add(view, function, inputs, at(gradient), share, call)
 
         output.register_hook(receive)
@@ -247,29 +265,37 @@ class _Watch(TorchFunctionMode):
         """Add up inputs ``(groups, positions, in)`` and gradients ``(positions, out)``, a ``share`` of all."""
         energy = gradient.double().square().sum(1) * share
         weighted = inputs * energy.to(inputs)[:, None]
-        blocks = [torch.bmm(weighted[..., part].transpose(1, 2), inputs[..., part]) for part in parts(inputs.shape[2])]
-        if function is F.conv_transpose2d:
+        if view.name not in self._sums:
+            self._sums[view.name] = _Sums.empty(view, inputs.shape[0])
+        sums = self._sums[view.name]
+        sums.energy += float(energy.sum())
+        if function is F.conv_transpose2d:  # each tap of the kernel has its own output pixels
             taps, stride = call['weight'][0, 0], call.get('stride', 1)
             every = torch.eye(taps.numel()).to(inputs) / math.prod(_pair(stride))
-            blocks = [torch.stack([torch.kron(block, every) for block in whole]) for whole in blocks]
-        rows = torch.zeros(view.matrix_shape[0], dtype=torch.float64)
-        found = _Sums([block.cpu() for block in blocks], rows, float(energy.sum()), 'inputs')
-        self._sums[view.name] = self._sums[view.name].add(found) if view.name in self._sums else found
+            block = torch.bmm(weighted.transpose(1, 2), inputs)
+            whole = torch.stack([torch.kron(group, every) for group in block]).cpu()
+            for mine, part in zip(sums.blocks, parts(whole.shape[2])):
+                mine += whole[:, part, part]
+            return
+        for mine, part in zip(sums.blocks, parts(inputs.shape[2])):
+            mine += torch.bmm(weighted[..., part].transpose(1, 2), inputs[..., part]).cpu()
 
-    def finish(self) -> dict[str, _Sums]:
-        """The sums of every weight that has a gradient; one used in ways unknown here has those of the gradient."""
+    def finish(self) -> None:
+        """Add the gradients of the weights; one used in ways unknown here has its metric from them alone."""
         for name, parameter in self._parameters.items():
             gradient, parameter.grad = parameter.grad, None
             if gradient is None:
                 continue
-            squared = self._view_by_name[name].to_matrix(gradient).double().square().cpu()
+            view = self._view_by_name[name]
+            squared = view.to_matrix(gradient).double().square().cpu()
             if name not in self._calls:
+                sums = self._sums.setdefault(name, _Sums.empty(view, 1, 'gradients'))
                 columns = squared.sum(0).float()
-                blocks = [torch.diag(columns[part])[None] for part in parts(len(columns))]
-                self._sums[name] = _Sums(blocks, squared.sum(1), float(squared.sum()), 'gradients')
-            elif name in self._sums:
+                for mine, part in zip(sums.blocks, parts(len(columns))):
+                    mine += torch.diag(columns[part])
+                sums.energy += float(squared.sum())
+            if name in self._sums:
                 self._sums[name].rows += squared.sum(1)
-        return self._sums
 
 
 def parts(columns: int) -> list[slice]:
@@ -302,13 +328,13 @@ def _choose(positions: int, generator: torch.Generator, device: torch.device) ->
     return torch.randperm(positions, generator=generator)[:POSITIONS].to(device), positions / POSITIONS
 
 
-def _linear_columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -> _Seen:
+def _linear_columns(call: dict[str, Any], shape: torch.Size, generator: torch.Generator) -> _Seen:
     inputs = call['input'].detach().reshape(-1, call['input'].shape[-1])
     chosen, share = _choose(len(inputs), generator, inputs.device)
     return inputs[chosen][None], lambda gradient: gradient.reshape(-1, gradient.shape[-1])[chosen], share
 
 
-def _columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -> _Seen:
+def _columns(call: dict[str, Any], shape: torch.Size, generator: torch.Generator) -> _Seen:
     """The im2col columns at some output positions of a convolution."""
     inputs, (high, wide) = call['input'].detach(), call['weight'].shape[2:]
     stride, dilation = _pair(call.get('stride', 1)), _pair(call.get('dilation', 1))
@@ -319,8 +345,8 @@ def _columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -
     elif padding != 'valid':
         top, left = _pair(padding)
         inputs = F.pad(inputs, (left, left, top, top))
-    rows, columns = output.shape[2:]
-    chosen, share = _choose(output.shape[0] * rows * columns, generator, inputs.device)
+    rows, columns = shape[2:]
+    chosen, share = _choose(shape[0] * rows * columns, generator, inputs.device)
     image, place = chosen // (rows * columns), chosen % (rows * columns)
     y = (place // columns * stride[0])[:, None, None] + torch.arange(high, device=chosen.device)[:, None] * dilation[0]
     x = (place % columns * stride[1])[:, None, None] + torch.arange(wide, device=chosen.device) * dilation[1]
@@ -329,13 +355,13 @@ def _columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -
     return taken, lambda gradient: gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])[chosen], share
 
 
-def _transposed_columns(call: dict[str, Any], output: Tensor, generator: torch.Generator) -> _Seen:
+def _transposed_columns(call: dict[str, Any], shape: torch.Size, generator: torch.Generator) -> _Seen:
     """The inputs of a transposed convolution; gradients are the mean over the output pixels of an input pixel."""
     inputs, groups = call['input'].detach(), call.get('groups', 1)
     size = inputs.shape[2:]
     flat = inputs.permute(1, 0, 2, 3).reshape(groups, inputs.shape[1] // groups, -1).transpose(1, 2)
     chosen, share = _choose(flat.shape[1], generator, inputs.device)
-    pixels = output.shape[2] * output.shape[3] / (size[0] * size[1])
+    pixels = shape[2] * shape[3] / (size[0] * size[1])
 
     def at(gradient: Tensor) -> Tensor:
         mean_square = F.interpolate(gradient.square(), size=size, mode='area') * pixels

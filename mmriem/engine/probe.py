@@ -189,8 +189,15 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _every_box_passes(model: nn.Module) -> Iterator[None]:
-    """Second stages without a threshold on scores, so that the mask head sees the best boxes whatever they are."""
+    """Second stages without a threshold on scores, so that the mask head sees the best boxes whatever they are.
+
+    Masks are not pasted onto the image: nothing with a weight comes after them, and it takes gigabytes.
+    """
     changed = []
+    masks = [module for name, module in model.named_modules() if 'mask_head' in name.split('.')]
+    masks = [module for module in masks if hasattr(module, 'predict_by_feat')]
+    for module in masks:
+        module.predict_by_feat = lambda mask_preds, results_list, *args, **kwargs: results_list
     for module in model.modules():
         settings = getattr(module, 'test_cfg', None)
         if 'roi_head' in dict(model.named_children()) and isinstance(settings, dict) and 'score_thr' in settings:
@@ -201,3 +208,5 @@ def _every_box_passes(model: nn.Module) -> Iterator[None]:
     finally:
         for settings, before in reversed(changed):  # modules may share their settings
             settings['score_thr'] = before
+        for module in masks:
+            del module.predict_by_feat  # that of the class again
