@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 
 from mmriem.benchmark.methods import get_method
-from mmriem.benchmark.networks import build_network
-from mmriem.benchmark.runner import Benchmark, chosen
+from mmriem.benchmark.runner import Benchmark, chosen, network_entries
 from mmriem.benchmark.table import COLUMNS, write_results
 from mmriem.engine.command_line import run
-from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
+from mmriem.engine.config import STATED_ROOT, read_config
 from mmriem.visualization import cells
 
 CELLS = Path('work_dirs/benchmark')
@@ -41,17 +40,6 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def networks_of(config: dict, args: argparse.Namespace) -> list[dict]:
-    """Entries of the networks that are asked for, all of them checked before the first is started."""
-    entries = chosen(with_data_root(config['networks'], args.data_root), args.networks, 'network')
-    for entry in entries:
-        if entry['type'] == 'detector':
-            entry.setdefault('checkpoint', str(Path(entry['config']).with_suffix('.pth')))
-            entry['data_root'] = args.data_root
-        build_network({key: value for key, value in entry.items() if key != 'settings'})
-    return entries
-
-
 def methods_of(config: dict, args: argparse.Namespace) -> list[dict]:
     """Entries of the methods that are asked for and installed; a line for each that is not."""
     entries = chosen(config['methods'], args.methods, 'method')
@@ -66,7 +54,7 @@ def main() -> None:
     """Run what the command line names."""
     args = parse_args()
     config = read_config(args.config).to_dict()
-    networks, methods = networks_of(config, args), methods_of(config, args)
+    networks, methods = network_entries(config, args.networks, args.data_root), methods_of(config, args)
     own = [entry['name'] for entry in methods if not get_method(entry['type']).is_peer]
     rows, left_out = [], []
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
 from mmriem.core.surgery import find_weights
+from mmriem.engine.config import with_data_root
 
 from .method import floating_tensors
 from .methods import get_method
 from .networks import Network, build_network
 from .worker import work
 
-__all__ = ['Benchmark', 'chosen']
+__all__ = ['Benchmark', 'chosen', 'network_entries']
 
 Row = dict[str, Any]
 ORIGINAL = 'original, fp32'
@@ -43,6 +44,23 @@ def chosen(entries: Sequence[Mapping[str, Any]], names: Sequence[str] | None, wh
         if name not in named:
             raise RiemError(f'{what} {name!r}: expected one of {", ".join(map(str, named))} of the config')
     return [{**named[name], 'name': name} for name in (names or named)]
+
+
+def network_entries(
+    config: Mapping[str, Any], names: Sequence[str] | None, data_root: str | os.PathLike | None
+) -> list[dict[str, Any]]:
+    """Entries of the networks of a config that are asked for, all of them checked before the first is started.
+
+    Raises:
+        RiemError: a name that no entry has, or a network that cannot be built.
+    """
+    entries = chosen(with_data_root(config['networks'], data_root), names, 'network')
+    for entry in entries:
+        if entry['type'] == 'detector':
+            entry.setdefault('checkpoint', str(Path(entry['config']).with_suffix('.pth')))
+            entry['data_root'] = data_root
+        build_network({key: value for key, value in entry.items() if key != 'settings'})
+    return entries
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,14 @@ def compress(
     return Compressed(archive, _report(archive, state_dict, ordered, len(fits), job, time.perf_counter() - started))
 
 
+def problem_of(view: WeightView, tensor: Tensor, metric: Metric | None, device: str = 'cpu') -> Problem:
+    """What a lattice has to solve for a weight; without a metric that is the identity."""
+    matrix = view.to_matrix(tensor).to(device)
+    if metric is None:
+        return Problem.of(matrix, period=_period(view))
+    return Problem.of(matrix, metric.blocks, metric.output_weights.to(device), _period(view))
+
+
 @dataclass(frozen=True)
 class _Fitted:
     view: WeightView
@@ -298,11 +306,7 @@ class _Job:
         return copy.deepcopy(model).to(self.device).eval()
 
     def _problem(self, view: WeightView) -> Problem:
-        metric = self.metrics.get(view.name)
-        matrix = view.to_matrix(self.state_dict[view.name]).to(self.device)
-        if metric is None:
-            return Problem.of(matrix, period=_period(view))
-        return Problem.of(matrix, metric.blocks, metric.output_weights.to(self.device), _period(view))
+        return problem_of(view, self.state_dict[view.name], self.metrics.get(view.name), self.device)
 
     def _predicted_error(self, solutions: Solutions) -> float:
         return math.sqrt(sum(damage for name, (_, damage) in solutions.items() if name in self.metrics))

@@ -207,7 +207,7 @@ class Problem:
         Raises:
             RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
         """
-        blocks = _check(weight, input_metric, output_weights)
+        blocks = checked_blocks(weight, input_metric, output_weights)
         out, columns = weight.shape
         groups = blocks[0].shape[0] if blocks else 1
         factors, pivots = [], []
@@ -307,20 +307,28 @@ def _round(values: Tensor) -> Tensor:
     return magnitudes.copysign_(values)
 
 
+def damped(block: Tensor) -> Tensor:
+    """The block ``(groups, b, b)`` with ``DAMPING`` on its diagonal, float64; the identity where it is zero."""
+    block = block.double()
+    mean = block.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ridge = torch.where(mean > 0, mean * DAMPING, 1.0)
+    return block + ridge[:, None, None] * torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
+
+
 def _factor(block: Tensor) -> tuple[Tensor, Tensor]:
     """``A = R R^T`` with ``R`` upper triangular: ``R`` with its columns divided by the pivots, and the pivots."""
-    size = block.shape[-1]
-    damped = block.double()
-    mean = damped.diagonal(dim1=-2, dim2=-1).mean(-1)
-    ridge = torch.where(mean > 0, mean * DAMPING, 1.0)
-    damped = damped + ridge[:, None, None] * torch.eye(size, dtype=damped.dtype, device=block.device)
-    lower = torch.linalg.cholesky(damped.flip(-1, -2))
+    lower = torch.linalg.cholesky(damped(block).flip(-1, -2))
     upper = lower.flip(-1, -2)
     pivots = upper.diagonal(dim1=-2, dim2=-1)
     return (upper / pivots[:, None, :]).float().contiguous(), pivots.float().contiguous()
 
 
-def _check(weight: Tensor, metric: MetricBlocks | None, output_weights: Tensor | None) -> list[Tensor]:
+def checked_blocks(weight: Tensor, metric: MetricBlocks | None, output_weights: Tensor | None) -> list[Tensor]:
+    """The metric as blocks ``(groups, b, b)`` over consecutive columns, none where it is the identity.
+
+    Raises:
+        RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
+    """
     if weight.ndim != 2 or 0 in weight.shape:
         raise RiemError(f'a weight matrix has two non-empty dimensions, found shape {tuple(weight.shape)}')
     if not weight.isfinite().all():
