@@ -33,7 +33,7 @@ COLUMN_POWER = 0.25
 """Column steps are the pivots ``R_jj`` to minus this power: 1 is best at high rates for a metric that is exact."""
 COLUMN_ROWS = 128
 """Fewer rows share one column step: a step for each column would cost more bits than it saves."""
-ROW_POWER = 0.5
+ROW_POWER = 0.25
 """Row steps are the output weights to minus half this power: likewise."""
 DEAD_ZONE = 0.04
 """Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
