@@ -237,7 +237,8 @@ def test_what_defines_cancellation_holds_for_every_column(columns):
     assert (residual.abs() <= bound * (1 + 1e-3)).all()
 
 
-def test_groups_of_rows_are_problems_of_their_own():
+def test_groups_of_rows_are_problems_of_their_own(monkeypatch):
+    monkeypatch.setattr(lattice, 'ROW_POWER', 0.0)  # row steps are relative to the rows of all groups
     weight, metric, weights = randn(12, 30), metric_of(30, groups=3), randn(12, seed=5).square()
     made, damage = Problem.of(weight, metric, weights).solve(0.5)
     parts = [Problem.of(weight[4 * k : 4 * k + 4], metric[k], weights[4 * k : 4 * k + 4]).solve(0.5) for k in range(3)]
@@ -284,9 +285,11 @@ def test_a_singular_metric_of_few_samples():
 def test_steps_of_rows_and_columns(monkeypatch, row_power, column_power):
     monkeypatch.setattr(lattice, 'ROW_POWER', row_power)
     monkeypatch.setattr(lattice, 'COLUMN_POWER', column_power)
+    monkeypatch.setattr(lattice, 'COLUMN_ROWS', 20)
     weight, metric, weights = randn(20, 30), metric_of(30), 10.0 ** randn(20, seed=5)
     made, damage = Problem.of(weight, metric, weights).solve(0.3)
     assert made._rows.any() == bool(row_power) and made._columns.any() == bool(column_power)
+    assert not Problem.of(weight[:19], metric, weights[:19]).solve(0.3)[0]._columns.any()
     if row_power:  # what counts more has finer steps
         order = weights.argsort()
         assert (np.diff(made._rows[order.numpy()]) <= 0).all()
