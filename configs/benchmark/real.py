@@ -1,11 +1,13 @@
 """Trained networks on real images, and the demo detectors; `python tools/make_digits.py` makes the data of the latter.
 
-A method has a list of settings; a network may have its own, by the name of the method. `qp` of NNCodec is an absolute
+A method has a list of settings; a network may have its own, by the name of the method. `sigmoid` is left out where it
+takes long; docs/benchmarks.md has its figures. `qp` of NNCodec is an absolute
 step for all weights, so it depends on their spread; it is chosen for 1 to 4 bits per weight.
 """
 
 root = '../shared/data/'
 nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-15, -18, -20, -22, -24)]
+lattice_cifar = [dict(bits=bits) for bits in (1.0, 1.5, 2.0, 2.3, 3.0, 4.0)]
 nncodec_yolox = [dict(qp=qp) for qp in (-20, -24, -28, -32, -36)]
 networks = [
     dict(
@@ -14,7 +16,7 @@ networks = [
         architecture=name,
         checkpoint=f'{root}cifar10/{name}.pth',
         images=f'{root}cifar10/test.npz',
-        settings=dict(nncodec=nncodec_cifar),
+        settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice_cifar},
     )
     for name in ('resnet20', 'resnet56')
 ]
@@ -22,8 +24,8 @@ networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
         ('yolox_nano_coco', dict(nncodec=nncodec_yolox)),
-        ('retinanet_r18_bccd', dict()),
-        ('faster-rcnn_swin_bccd', dict()),
+        ('retinanet_r18_bccd', {'mmriem sigmoid': []}),
+        ('faster-rcnn_swin_bccd', {'mmriem sigmoid': []}),
     )
 ]
 networks += [
@@ -40,7 +42,7 @@ methods = [
     dict(
         name='mmriem lattice',
         type='mmriem',
-        settings=[dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.5, 2.0, 2.3, 3.0, 4.0)],
+        settings=[dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)],
     ),
     dict(name='mmriem default', type='mmriem', settings=[dict()]),
     dict(name='mmriem bilinear', type='mmriem', settings=[dict(representation='bilinear', ratio=0.1)]),
