@@ -8,6 +8,8 @@ step for all weights, so it depends on their spread; it is chosen for 1 to 4 bit
 root = '../shared/data/'
 nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-15, -18, -20, -22, -24)]
 lattice_cifar = [dict(bits=bits) for bits in (1.0, 1.5, 2.0, 2.3, 3.0, 4.0)]
+lattice_yolox = [dict(bits=bits) for bits in (1.0, 1.5, 2.0, 3.0, 4.0)]
+lattice_retinanet = [dict(bits=bits) for bits in (0.5, 0.7, 1.0, 1.5)]
 nncodec_yolox = [dict(qp=qp) for qp in (-20, -24, -28, -32, -36)]
 networks = [
     dict(
@@ -23,8 +25,8 @@ networks = [
 networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
-        ('yolox_nano_coco', dict(nncodec=nncodec_yolox)),
-        ('retinanet_r18_bccd', {'mmriem sigmoid': []}),
+        ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': lattice_yolox, 'mmriem sigmoid': []}),
+        ('retinanet_r18_bccd', {'mmriem lattice': lattice_retinanet, 'mmriem sigmoid': []}),
         ('faster-rcnn_swin_bccd', {'mmriem sigmoid': []}),
     )
 ]

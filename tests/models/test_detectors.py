@@ -76,7 +76,7 @@ def test_evaluation_gives_the_same_map(call_here, tools, riem_files, stock_confi
         assert call_here(tools / 'test.py', config, riem_files['sigmoid'], '--work-dir', work_dir) is None
         results = sorted(work_dir.glob('*/*.json'))[-1].read_text()
         found.append({key: value for key, value in json.loads(results).items() if 'mAP' in key})
-    assert found[0] == found[1] and found[0]['coco/bbox_mAP'] > 0.3
+    assert found[0] == found[1] and found[0]['coco/bbox_mAP'] > 0.1
 
 
 def test_a_config_needs_no_imports(riem_files, live_config):

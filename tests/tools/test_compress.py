@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mmriem.core import container
+from mmriem.core.compress import DEFAULT_ERRORS
 from mmriem.engine import read_checkpoint
 
 
@@ -277,7 +278,8 @@ def test_sizes_that_are_none(tools, text):
     ],
 )
 def test_a_size(compress, tmp_path, arguments, least, most):
-    assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
+    count = [] if '--metric' in arguments else ['--image-count', '4']
+    assert compress('--out', 'o.riem', *count, *arguments) is None
     report = json.loads((tmp_path / 'o.json').read_text())
     assert least <= (tmp_path / 'o.riem').stat().st_size <= most
     assert report['settings']['size'] == 60_000
@@ -299,9 +301,10 @@ def test_a_size(compress, tmp_path, arguments, least, most):
 def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, arguments):
     assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
     report = json.loads((tmp_path / 'o.json').read_text())
-    tolerance = float(arguments[1]) if arguments else 0.05
-    assert report['settings']['tolerance'] == tolerance
-    assert 0.99 * tolerance <= report['totals']['predicted_error'] <= tolerance
+    assert report['settings'].get('tolerance') == (float(arguments[1]) if arguments else None)
+    tolerance = report['settings'].get('tolerance', DEFAULT_ERRORS[0])
+    # what is smaller dense than as a lattice does no damage
+    assert 0.95 * tolerance <= report['totals']['predicted_error'] <= tolerance
     assert f'{report["totals"]["bytes"]:,} bytes' in capsys.readouterr().out
     assert call_here(tools / 'test.py', 'o.py', 'o.riem', '--work-dir', 'w') is None
     assert 'coco/bbox_mAP: ' in capsys.readouterr().out
