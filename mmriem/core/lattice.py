@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import entropy
 from .errors import RiemError
-from .representation import Progress, Representation, check_settings, register
+from .representation import Progress, Representation, check_settings, check_weight, register
 
 MetricBlocks = Union[Tensor, Sequence[Tensor]]
 """``A``: ``(in, in)``; or ``(groups, in, in)`` for consecutive rows; or such blocks over consecutive columns."""
@@ -45,6 +45,8 @@ LARGEST_CODE = 1 << 10
 BLOCK = 128
 """Columns between two updates of all later ones."""
 MAX_PERIOD = 1 << 12
+SEARCH_TURNS = 24
+"""Steps that a fit to a budget of its own tries."""
 _HEADER = struct.Struct('<fII')  # step, bytes of the row exponents, bytes of the column exponents
 
 
@@ -171,9 +173,6 @@ class Lattice(Representation):
     @classmethod
     def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
         return {**states, 'row': gain * states['row']}
-
-
-SEARCH_TURNS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,10 +328,7 @@ def checked_blocks(weight: Tensor, metric: MetricBlocks | None, output_weights: 
     Raises:
         RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
     """
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise RiemError(f'a weight matrix has two non-empty dimensions, found shape {tuple(weight.shape)}')
-    if not weight.isfinite().all():
-        raise RiemError('the weight matrix holds NaN or infinite values; repair the checkpoint first')
+    check_weight(weight, None, output_weights)
     out, columns = weight.shape
     blocks = [] if metric is None else [metric] if isinstance(metric, Tensor) else list(metric)
     blocks = [block[None] if block.ndim == 2 else block for block in blocks]
@@ -342,10 +338,6 @@ def checked_blocks(weight: Tensor, metric: MetricBlocks | None, output_weights: 
         raise RiemError(f'the input metric has shape {sizes}, expected square blocks over {columns} columns')
     if any(not (block.isfinite().all() and (block.diagonal(dim1=1, dim2=2) >= 0).all()) for block in blocks):
         raise RiemError('the input metric: expected finite values and a non-negative diagonal, found others')
-    if output_weights is not None and tuple(output_weights.shape) != (out,):
-        raise RiemError(f'the output weights have shape {tuple(output_weights.shape)}, expected {(out,)}')
-    if output_weights is not None and not (output_weights.isfinite() & (output_weights >= 0)).all():
-        raise RiemError('the output weights: expected finite non-negative values, found others')
     return blocks
 
 
