@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from .errors import RiemError
@@ -12,7 +13,7 @@ from .representation import Representation
 from .surgery import WeightView
 
 DENSE_BITS = 16
-"""Bits of an element that stays dense."""
+"""Bits of an element that stays dense as fp16."""
 RECORD_BITS = 8 * 84
 """Side information of one weight in the file: two SHA-256, name, shape, settings; measured, a little above."""
 MANIFEST_BITS = 8 * 250
@@ -70,6 +71,7 @@ def allocate(
     representation: type[Representation],
     available: float,
     options: Mapping[str, Any] | None = None,
+    dense_bits: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Plan]:
     """Settings for each weight so that all payloads and records together have at most ``available`` bits.
 
@@ -77,14 +79,22 @@ def allocate(
     smaller as fp16, or that has very few neurons (``MIN_NEURONS``), stays dense. What rounding down to whole states
     leaves over goes to the larger weights first.
 
+    Args:
+        views: the weights.
+        representation: of those that are not dense.
+        available: bits for all of them.
+        options: see ``Representation.configure``.
+        dense_bits: what a weight takes if it stays dense, for those that are no fp16 (``DENSE_BITS`` an element).
+
     Raises:
         RiemError: the budget is too small for any representation of the weights.
     """
     options = dict(options or {})
-    dense = _narrow(views, available)
+    as_dense = {view.name: dense_bits.get(view.name, DENSE_BITS * _numel(view)) for view in views}
+    dense = _narrow(views, available, as_dense)
     while True:
         represented = [view for view in views if view.name not in dense]
-        left = available - sum(DENSE_BITS * _numel(view) for view in views if view.name in dense)
+        left = available - sum(as_dense[name] for name in dense)
         left -= MANIFEST_BITS + RECORD_BITS * len(represented)
         elements = sum(_numel(view) for view in represented)
         if not represented or left <= 0:
@@ -93,20 +103,20 @@ def allocate(
                 f'states; ask for a larger ratio or more bits'
             )
         rate = left / elements
-        plans = [_plan(view, representation, rate * _numel(view), options) for view in represented]
+        plans = [_plan(view, representation, rate * _numel(view), as_dense[view.name], options) for view in represented]
         unfit = {plan.view.name for plan in plans if plan.settings is None}
         if not unfit:
             break
         dense |= unfit
-    plans = _spend(plans, representation, left - sum(plan.bits for plan in plans), options)
+    plans = _spend(plans, representation, left - sum(plan.bits for plan in plans), as_dense, options)
     by_name = {plan.view.name: plan for plan in plans}
-    return [by_name.get(view.name) or Plan(view, None, DENSE_BITS * _numel(view)) for view in views]
+    return [by_name.get(view.name) or Plan(view, None, as_dense[view.name]) for view in views]
 
 
-def _narrow(views: Sequence[WeightView], available: float) -> set[str]:
-    """Names of the weights with very few neurons, if as fp16 they leave enough of the budget to the others."""
+def _narrow(views: Sequence[WeightView], available: float, as_dense: Mapping[str, int]) -> set[str]:
+    """Names of the weights with very few neurons, if dense they leave enough of the budget to the others."""
     narrow = [view for view in views if min(view.matrix_shape) < MIN_NEURONS]
-    cost = sum(DENSE_BITS * _numel(view) for view in narrow)
+    cost = sum(as_dense[view.name] for view in narrow)
     affordable = cost <= MAX_DENSE_SHARE * available and len(narrow) < len(views)
     return {view.name for view in narrow} if affordable else set()
 
@@ -116,15 +126,22 @@ def _numel(view: WeightView) -> int:
     return rows * columns
 
 
-def _plan(view: WeightView, representation: type[Representation], bits: float, options: dict[str, Any]) -> Plan:
-    as_dense = DENSE_BITS * _numel(view)
+def _plan(
+    view: WeightView, representation: type[Representation], bits: float, as_dense: int, options: dict[str, Any]
+) -> Plan:
     settings = representation.configure(view.matrix_shape, min(bits, as_dense - RECORD_BITS), **options)
     if settings is None:
         return Plan(view, None, as_dense)
     return Plan(view, settings, representation.planned_bits(view.matrix_shape, settings))
 
 
-def _spend(plans: list[Plan], representation: type[Representation], left: float, options: dict[str, Any]) -> list[Plan]:
+def _spend(
+    plans: list[Plan],
+    representation: type[Representation],
+    left: float,
+    as_dense: Mapping[str, int],
+    options: dict[str, Any],
+) -> list[Plan]:
     """Give each weight, largest first, the next larger configuration while the rest of the budget allows it."""
     spent = dict(enumerate(plans))
     largest_first = sorted(spent, key=lambda number: -_numel(plans[number].view))
@@ -132,7 +149,7 @@ def _spend(plans: list[Plan], representation: type[Representation], left: float,
         plan = spent[number]
         fixed = {**options, 'state_bits': plan.settings.get('state_bits') or options.get('state_bits')}
         limit = plan.bits + min(left, step * plan.bits)
-        larger = _plan(plan.view, representation, limit, fixed)
+        larger = _plan(plan.view, representation, limit, as_dense[plan.view.name], fixed)
         if larger.settings is not None and plan.bits < larger.bits <= limit:
             left -= larger.bits - plan.bits
             spent[number] = larger

@@ -26,7 +26,8 @@ from .probe import Probe
 from .pullback import Metric, collect
 from .recalibration import mended_keys, recalibrate
 from .representation import Representation, get_representation, representation_names
-from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_weights
+from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_vectors, find_weights
+from .vectors import LEAST_PRECISION, precision_for
 
 AUTO = 'auto'
 """The representation of each weight that does least damage for its bytes."""
@@ -161,7 +162,7 @@ def compress(
     started = time.perf_counter()
     fits = job.fit_lattices() if settings.has_lattices else job.fit_planned()
     kept = job.recalibrated(fits) if probe is not None and settings.recalibration else state_dict
-    archive = job.archive(fits, kept)
+    archive = job.final_archive(fits, kept)
     others = [view for view in every_weight(model) if view.name not in {fit.view.name for fit in fits}]
     everything = {fit.view.name: fit for fit in (*fits, *(_keep_dense(view, kept[view.name]) for view in others))}
     ordered = [everything[view.name] for view in every_weight(model)]
@@ -223,10 +224,13 @@ class _Job:
                 raise RiemError(
                     f'weight {view.name!r}: the weight matrix holds NaN or infinite values; repair the checkpoint first'
                 )
+        self.elements = sum(math.prod(view.shape) for view in views)
+        self._vectors = find_vectors(model, settings.include, settings.exclude)
         mends = probe is not None and settings.recalibration
         self._planned = _as_if_mended(state_dict, mended_keys(model)) if mends else state_dict
         self.metrics: dict[str, Metric] = {}
         self.scale: float | None = None
+        self.limit = math.inf
         if probe is not None:
             self.metrics = collect(
                 self._on_device(model),
@@ -242,12 +246,26 @@ class _Job:
         """The settings as the file holds them."""
         return self._meta['settings']
 
-    def archive(self, fits: Sequence[_Fitted], state_dict: Mapping[str, Tensor]) -> Archive:
-        """What is to be written."""
-        return Archive.from_state_dict(state_dict, [fit.record for fit in fits if fit.record], **self._meta)
+    def archive(self, fits: Sequence[_Fitted], state_dict: Mapping[str, Tensor], precision: int) -> Archive:
+        """What is to be written, with these norms and biases rounded to this precision."""
+        records = [fit.record for fit in fits if fit.record]
+        return Archive.from_state_dict(state_dict, records, **self._meta, vectors=self._vectors, precision=precision)
+
+    def final_archive(self, fits: Sequence[_Fitted], state_dict: Mapping[str, Tensor]) -> Archive:
+        """The archive of a file of at most `limit` bits: norms and biases are rounded as coarsely as that takes."""
+        for precision in range(self._precision(fits), LEAST_PRECISION - 1, -1):
+            archive = self.archive(fits, state_dict, precision)
+            size = 8 * len(archive.to_bytes())
+            if size <= self.limit:
+                return archive
+        raise RiemError(f'budget: expected a file of {self.limit / 8:.0f} bytes, found {size // 8}; ask for more')
+
+    def _precision(self, fits: Sequence[_Fitted]) -> int:
+        return precision_for(sum(fit.bits for fit in fits) / self.elements)
 
     def fit_planned(self) -> list[_Fitted]:
         """A budget for each weight beforehand, then its fit."""
+        self.limit = self._wanted_bits()
         plans = self._plan()
         tasks = [
             Task(plan.view.name, math.prod(plan.view.shape), lambda progress, plan=plan: self._fit(plan, progress))
@@ -269,13 +287,12 @@ class _Job:
 
         self.scale, solutions = self._search_budget(solve, lambda wanted: self._start(problems, steps, wanted))
         seconds = time.perf_counter() - started
-        elements = sum(math.prod(view.shape) for view in self.views)
         tasks = [
             Task(view.name, 1, lambda progress, view=view: self._finish(view, *solutions[view.name], progress))
             for view in self.views
         ]
         fits = run_all(tasks, self.threads, self._stage('choose'))
-        return [replace(fit, seconds=fit.seconds + seconds * fit.decoded.numel() / elements) for fit in fits]
+        return [replace(fit, seconds=fit.seconds + seconds * fit.decoded.numel() / self.elements) for fit in fits]
 
     def recalibrated(self, fits: Sequence[_Fitted]) -> dict[str, Tensor]:
         """The state dict with norms and biases that suit the decoded weights; the weights are the original ones."""
@@ -327,6 +344,7 @@ class _Job:
             sized = self._search_bytes(solve, limit, guess(limit))
             if self._predicted_error(sized[1]) <= DEFAULT_ERRORS[1]:
                 return sized
+        self.limit = math.inf
         return self._search_error(solve, DEFAULT_ERRORS[1])
 
     def _search_error(self, solve: Callable[[float], Solutions], tolerance: float) -> tuple[float, Solutions]:
@@ -334,7 +352,7 @@ class _Job:
 
     def _file_bits(self, solutions: Solutions) -> int:
         fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
-        return 8 * len(self.archive(fits, self._planned).to_bytes())
+        return 8 * len(self.archive(fits, self._planned, self._precision(fits)).to_bytes())
 
     def _start(self, problems: Mapping[str, Problem], steps: Mapping[str, float], wanted: float) -> float:
         """A first guess of the scale: as if the weights were Gaussian."""
@@ -348,9 +366,8 @@ class _Job:
         return min(max(scale, 1e-3), 1e3)
 
     def _wanted_bits(self) -> float:
-        weight_numel = sum(math.prod(view.shape) for view in self.views)
         settings = self.settings
-        return target_bits(_numel(self.state_dict), weight_numel, settings.ratio, settings.bits, settings.size)
+        return target_bits(_numel(self.state_dict), self.elements, settings.ratio, settings.bits, settings.size)
 
     def _search_bytes(
         self, solve: Callable[[float], Solutions], wanted: float, start: float
@@ -360,8 +377,9 @@ class _Job:
         Raises:
             RiemError: what stays dense has no room, or no step gives so small a file.
         """
+        self.limit = wanted
         views = {view.name: view for view in self.views}
-        rest = self._rest_bits()
+        rest = self._rest_bits(wanted)
         excess, found = 0.0, None
 
         def measure(solutions: Solutions) -> float:
@@ -387,14 +405,15 @@ class _Job:
             raise RiemError(f'budget: expected a file of {wanted / 8:.0f} bytes, found none of a step; ask for more')
         return found
 
-    def _rest_bits(self) -> int:
-        """Bits of a file with everything but the weights."""
+    def _rest_bits(self, wanted: float) -> int:
+        """Bits of a file with everything but the weights, where the whole is to have those that are wanted."""
         covered = {key for view in self.views for key in (view.name, *view.aliases)}
         rest = {key: tensor for key, tensor in self._planned.items() if key not in covered}
-        return 8 * len(self.archive([], rest).to_bytes())
+        return 8 * len(self.archive([], rest, precision_for(wanted / self.elements)).to_bytes())
 
     def _plan(self) -> list[Plan]:
-        rest, wanted = self._rest_bits(), self._wanted_bits()
+        wanted = self._wanted_bits()
+        rest = self._rest_bits(wanted)
         if wanted <= rest:
             raise RiemError(
                 f'budget: expected room for the {rest // 8} bytes of what stays dense, found {wanted / 8:.0f} bytes '
@@ -402,7 +421,8 @@ class _Job:
             )
         representation = get_representation(self.settings.representation)
         options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
-        return allocate(self.views, representation, wanted - rest, options)
+        dense_bits = {view.name: 8 * store(view.name, self.state_dict[view.name]).layout.n_bytes for view in self.views}
+        return allocate(self.views, representation, wanted - rest, options, dense_bits)
 
     def _fit(self, plan: Plan, progress: Callable[[float], None]) -> _Fitted:
         started = time.perf_counter()
@@ -563,7 +583,6 @@ def _report(
     size = len(archive.to_bytes())
     numel = _numel(state_dict)
     represented = sum(math.prod(fit.view.shape) for fit in fits if fit.record)
-    elements = sum(math.prod(view.shape) for view in job.views)
     damages = [fit.damage for fit in fits if fit.damage is not None and fit.view.name in job.metrics]
     return {
         'settings': job.recorded,
@@ -573,7 +592,7 @@ def _report(
             'bytes_fp16': 2 * numel,
             'bytes': size,
             'ratio': size / (4 * numel),
-            'bits_per_weight': 8 * size / elements,
+            'bits_per_weight': 8 * size / job.elements,
             'weights': wanted,
             'represented_elements': represented,
             'other_elements': numel - represented,

@@ -1,7 +1,7 @@
 """The ``.riem`` file: archives of compressed weights, read strictly, written atomically.
 
-A file is a safetensors file (``mmriem.core.framing``) of at most five tensors: ``dense32``, ``dense16`` and
-``raw`` hold what stays dense, ``streams`` the payloads of the compressed weights, ``manifest`` says what is
+A file is a safetensors file (``mmriem.core.framing``) of at most six tensors: ``dense32``, ``dense16``, ``raw``
+and ``vectors`` hold what stays dense, ``streams`` the payloads of the compressed weights, ``manifest`` says what is
 where (``mmriem.core.manifest``). Nothing in it is ever unpickled. Each byte is under a SHA-256 or compared
 with the only value that it may have, and each size is bounded before it is allocated.
 """
@@ -18,19 +18,22 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Union
 
 import torch
 from torch import Tensor
 
 from ..version import __version__
-from .dense import DenseLayout, DenseRecord, dtype_name, store
+from . import vectors as vector_stream
+from .dense import STORAGES, DenseLayout, DenseRecord, dtype_name, store
 from .derived import DerivedRecord, derive
 from .errors import RiemError
 from .framing import encode_digest, naming, pack, unpack
 from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest, expand_manifest
 from .representation import Progress, Representation, get_representation
 from .surgery import WeightView
+from .vectors import PRECISION, VectorRecord, quantise
 
 PathLike = Union[str, 'os.PathLike[str]']
 
@@ -112,7 +115,7 @@ class Archive:
 
     keys: tuple[str, ...]
     weights: tuple[WeightRecord, ...]
-    dense: tuple[DenseRecord, ...]
+    dense: tuple[DenseRecord | VectorRecord, ...]
     derived: tuple[DerivedRecord, ...]
     dataset_meta: dict[str, Any]
     source: Source
@@ -129,10 +132,19 @@ class Archive:
         dataset_meta: Mapping[str, Any],
         source: Source,
         settings: Mapping[str, Any],
+        vectors: Mapping[str, str] = MappingProxyType({}),
+        precision: int = PRECISION,
     ) -> Archive:
         """The archive of a model: compressed weights, and the rest of its state dict derived or dense.
 
         Tensors that share their memory in ``state_dict`` are stored once and shared again after decoding.
+
+        Args:
+            state_dict: of the model.
+            weights: records of compressed weights.
+            dataset_meta, source, settings: see the class.
+            vectors: keys of norms and biases that may be rounded, each with its storage of `mmriem.core.vectors`.
+            precision: with which they are.
 
         Raises:
             RiemError: a weight that the state dict does not hold in that shape and dtype, or an entry that is
@@ -147,7 +159,11 @@ class Archive:
         return cls(
             keys=tuple(state_dict),
             weights=tuple(compressed[key] for key in state_dict if key in compressed),
-            dense=tuple(store(first, rest[first], aliases) for first, aliases in shared.items()),
+            dense=tuple(
+                (first in vectors and quantise(first, rest[first], vectors[first], precision, aliases))
+                or store(first, rest[first], aliases)
+                for first, aliases in shared.items()
+            ),
             derived=tuple(derived.values()),
             dataset_meta=dict(dataset_meta),
             source=source,
@@ -221,7 +237,8 @@ class Archive:
             RiemError: settings or dataset_meta that JSON cannot hold, or records that do not cover the keys.
         """
         payloads = [record.encoded.to_payload() for record in self.weights]
-        blobs = {blob: b''.join(self._values(storage)) for storage, blob in BLOBS.items()}
+        blobs = {blob: b''.join(self._values(storage)) for storage, blob in BLOBS.items() if storage in STORAGES}
+        blobs['vectors'] = self.vector_bytes()
         manifest = Manifest(
             keys=self.keys,
             weights=tuple(_entry(record, payload) for record, payload in zip(self.weights, payloads)),
@@ -234,6 +251,10 @@ class Archive:
             producer=self.producer,
         )
         return pack({**blobs, 'streams': b''.join(payloads), 'manifest': compress_manifest(manifest)})
+
+    def vector_bytes(self) -> bytes:
+        """The entropy-coded vectors, as the file holds them."""
+        return vector_stream.encode([record for record in self.dense if isinstance(record, VectorRecord)])
 
     def _values(self, storage: str) -> list[bytes]:
         return [record.values for record in self.dense if record.layout.storage == storage]
@@ -361,14 +382,16 @@ def _from_stream(stream: BinaryIO, size: int, origin: str) -> Archive:
 
 def _check_blobs(blobs: Mapping[str, bytes], manifest: Manifest) -> None:
     """Every tensor but the manifest: its length, and its hash (that of the streams is checked one by one)."""
-    lengths = dict.fromkeys(BLOBS.values(), 0)
+    lengths = {BLOBS[storage]: 0 for storage in STORAGES}
     for layout in manifest.dense:
-        lengths[BLOBS[layout.storage]] += layout.n_bytes
+        if not layout.is_vector:
+            lengths[BLOBS[layout.storage]] += layout.n_bytes
+    lengths['vectors'] = len(blobs['vectors']) if any(layout.is_vector for layout in manifest.dense) else 0
     lengths['streams'] = sum(entry.n_bytes for entry in manifest.weights)
     for name, expected in lengths.items():
         if len(blobs[name]) != expected:
             raise RiemError(f'tensor {name}: expected {expected} bytes by the manifest, found {len(blobs[name])}')
-    present = {name for name in BLOBS.values() if blobs[name]}
+    present = {name for name in set(BLOBS.values()) if blobs[name]}
     if present != set(manifest.blobs):
         raise RiemError(f'expected SHA-256 of the tensors {sorted(present)}, found those of {sorted(manifest.blobs)}')
     for name, digest in manifest.blobs.items():
@@ -395,9 +418,13 @@ def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:
     return encoded
 
 
-def _dense_records(layouts: Sequence[DenseLayout], blobs: Mapping[str, bytes]) -> Iterator[DenseRecord]:
-    start = dict.fromkeys(BLOBS, 0)
+def _dense_records(layouts: Sequence[DenseLayout], blobs: Mapping[str, bytes]) -> Iterator[DenseRecord | VectorRecord]:
+    start = dict.fromkeys(STORAGES, 0)
+    vectors = iter(vector_stream.decode(blobs['vectors'], [layout for layout in layouts if layout.is_vector]))
     for layout in layouts:
+        if layout.is_vector:
+            yield next(vectors)
+            continue
         first = start[layout.storage]
         start[layout.storage] += layout.n_bytes
         yield DenseRecord(layout, blobs[BLOBS[layout.storage]][first : start[layout.storage]])

@@ -30,6 +30,8 @@ DTYPES = {
 }
 # numpy dtype in the file; raw: the tensor's own bytes
 STORAGES = {'half': '<f2', 'single': '<f4', 'raw': None}
+LINEAR, LOGARITHM = VECTOR_STORAGES = ('linear', 'logarithm')
+"""Of `mmriem.core.vectors`: floating vectors, entropy-coded together; ``logarithm`` is for variances."""
 
 
 def dtype_name(key: str, dtype: torch.dtype) -> str:
@@ -52,7 +54,8 @@ class DenseLayout:
         name: state-dict key.
         shape: shape, any number of dimensions.
         dtype: name of the dtype to restore, a key of ``DTYPES``.
-        storage: ``half`` (fp16), ``single`` (fp32) or ``raw`` (little-endian bytes of ``dtype``).
+        storage: ``half`` (fp16), ``single`` (fp32), ``raw`` (little-endian bytes of ``dtype``), or one of
+            ``VECTOR_STORAGES``.
         aliases: further state-dict keys of the same tensor.
 
     Raises:
@@ -66,13 +69,20 @@ class DenseLayout:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known = self.dtype in DTYPES and self.storage in STORAGES
+        known = self.dtype in DTYPES and (self.storage in STORAGES or self.is_vector)
         if not known or (self.dtype == 'bfloat16' if self.storage == 'raw' else not self._is_float()):
             raise RiemError(f'tensor {self.name!r}: dtype {self.dtype!r} does not go with storage {self.storage!r}')
+        if self.is_vector and len(self.shape) != 1:
+            raise RiemError(f'tensor {self.name!r}: shape {self.shape} does not go with storage {self.storage!r}')
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is one of the vectors that are entropy-coded together."""
+        return self.storage in VECTOR_STORAGES
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that the values take in the file."""
+        """Bytes that the values take in the file, where that follows from the layout: not for vectors."""
         stored = STORAGES[self.storage]
         itemsize = np.dtype(stored).itemsize if stored else DTYPES[self.dtype].itemsize
         return math.prod(self.shape) * itemsize

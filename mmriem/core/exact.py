@@ -2,19 +2,34 @@
 
 IEEE 754 fixes the result of one addition, multiplication or division, but not the order in which a matrix product
 sums, nor the last bit of an exponential. Here products are sums of integers that float64 holds exactly, so that no
-order matters, and the exponential is a fixed sequence of elementwise additions and multiplications.
+order matters, and exponentials are fixed sequences of elementwise operations.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _LN2_HIGH = 0.693147180369123816490  # 33 leading bits of ln 2, so that n * _LN2_HIGH is exact
 _LN2_LOW = 1.90821492927058770002e-10
 _TAYLOR = [1.0 / math.factorial(k) for k in range(14)]
+
+
+def powers_of_two(exponents: np.ndarray, octave: int) -> np.ndarray:
+    """``2 ** (exponents / octave)`` in float64, of integers; ``octave`` is a power of two.
+
+    They are products of square roots, which IEEE 754 rounds exactly.
+    """
+    root = 2.0
+    for _ in range(octave.bit_length() - 1):
+        root = math.sqrt(root)
+    fractions = [1.0]
+    while len(fractions) < octave:
+        fractions.append(fractions[-1] * root)
+    return np.ldexp(np.array(fractions)[exponents % octave], exponents // octave)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

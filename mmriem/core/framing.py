@@ -26,6 +26,7 @@ TENSORS = {
     'dense32': ('F32', 4),
     'dense16': ('F16', 2),
     'raw': ('U8', 1),
+    'vectors': ('U8', 1),
     'streams': ('U8', 1),
     'manifest': ('U8', 1),
 }

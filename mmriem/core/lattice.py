@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import entropy
 from .errors import RiemError
+from .exact import powers_of_two
 from .representation import Progress, Representation, check_settings, check_weight, register
 
 MetricBlocks = Union[Tensor, Sequence[Tensor]]
@@ -351,10 +352,7 @@ def _exponents(scales: Tensor, power: float) -> np.ndarray:
 
 
 def _powers(exponents: np.ndarray) -> np.ndarray:
-    """``2 ** (exponents / OCTAVE)`` in float64, bit-identical everywhere: square roots are exactly rounded."""
-    root = math.sqrt(math.sqrt(2.0))
-    fractions = np.array([1.0, root, root * root, root * root * root])
-    return np.ldexp(fractions[exponents % OCTAVE], exponents // OCTAVE)
+    return powers_of_two(exponents, OCTAVE)
 
 
 def _pack_exponents(exponents: np.ndarray) -> bytes:

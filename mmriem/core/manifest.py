@@ -18,7 +18,7 @@ dense
 derived
     Per ``r``: shape, dtype, recipe, params.
 blobs
-    SHA-256 of the tensors ``dense16``, ``dense32`` and ``raw``, where present.
+    SHA-256 of the tensors ``dense16``, ``dense32``, ``raw`` and ``vectors``, where present.
 dataset_meta, settings, source, producer
     As in :class:`mmriem.core.container.Archive`. Hashes are base64 without padding.
 """
@@ -36,13 +36,14 @@ from typing import Any
 
 import numpy as np
 
-from .dense import DTYPES, DenseLayout
+from .dense import DTYPES, VECTOR_STORAGES, DenseLayout
 from .derived import DerivedRecord
 from .errors import RiemError
 from .framing import brief, naming
 from .surgery import WeightView
 
-BLOBS = {'half': 'dense16', 'single': 'dense32', 'raw': 'raw'}  # tensor of the file that holds a storage
+# tensor of the file that holds a storage
+BLOBS = {'half': 'dense16', 'single': 'dense32', 'raw': 'raw', **dict.fromkeys(VECTOR_STORAGES, 'vectors')}
 
 # Bounds that a file is held to before anything is allocated for it.
 MAX_JSON_BYTES = 2**25
@@ -390,7 +391,7 @@ def _decode_derived(table: _Table, names: list[str]) -> tuple[DerivedRecord, ...
 
 
 def _decode_blobs(table: _Table) -> dict[str, bytes]:
-    return {name: table.take(name, _digests(1))[0] for name in BLOBS.values() if name in table.values}
+    return {name: table.take(name, _digests(1))[0] for name in set(BLOBS.values()) if name in table.values}
 
 
 def _bound_decoded(manifest: Manifest, where: str) -> None:

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from .dense import LINEAR, LOGARITHM
 from .errors import RiemError
 
 LAYOUTS = ('out_first', 'in_first', 'unit_first')
@@ -171,6 +173,30 @@ def every_weight(model: nn.Module) -> list[WeightView]:
     return [view for view in _views(parameter_owners(model)) if view is not None]
 
 
+def find_vectors(model: nn.Module, include: Sequence[str] = ('*',), exclude: Sequence[str] = ()) -> dict[str, str]:
+    """The norms and biases of a module that may be rounded: state-dict keys with their storage in the file.
+
+    Floating parameters of one dimension, and the running means and variances of BatchNorms.
+
+    Args:
+        model: any module.
+        include, exclude: shell patterns as for :func:`find_weights`, where they must match; here they need not.
+
+    >>> find_vectors(nn.BatchNorm2d(8), exclude=['bias'])
+    {'weight': 'linear', 'running_mean': 'linear', 'running_var': 'logarithm'}
+    """
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        tensors = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        storages = {
+            name: LINEAR for name, tensor in tensors.items() if tensor.dim() == 1 and tensor.is_floating_point()
+        }
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            storages.update(running_mean=LINEAR, running_var=LOGARITHM)
+        found.update({f'{prefix}.{name}' if prefix else name: storage for name, storage in storages.items()})
+    return {key: storage for key, storage in found.items() if _any_match(key, include) and not _any_match(key, exclude)}
+
+
 def _views(owners: Iterable[ParameterOwner]) -> Iterator[WeightView | None]:
     places: dict[int, list[ParameterOwner]] = {}
     for owner in owners:
@@ -202,7 +228,11 @@ def _keys(view: WeightView) -> tuple[str, ...]:
 
 
 def _matches(view: WeightView, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(key, pattern) for key in _keys(view) for pattern in patterns)
+    return any(_any_match(key, patterns) for key in _keys(view))
+
+
+def _any_match(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def _require_matches(option: str, patterns: Sequence[str], names: list[str]) -> None:

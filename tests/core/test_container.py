@@ -29,6 +29,8 @@ from mmriem.core.sigmoid import Sigmoid
 from mmriem.core.surgery import WeightView, find_weights
 
 EVERY = (Bilinear, Lattice, Sigmoid)
+VECTORS = {'stem.bias': 'linear', 'norm.running_var': 'logarithm', 'wide.bias': 'linear'}
+"""The variance is constant, which takes even less."""
 
 
 class Detector(nn.Module):
@@ -66,7 +68,9 @@ def make_archive(kinds=(Bilinear,)):
     records = [encode(view, state_dict[view.name], kinds[i % len(kinds)]) for i, view in enumerate(views)]
     meta = {'classes': ('cell', 'plate'), 'palette': [(1, 2, 3), (4, 5, 6)]}
     source = Source('epoch_12.pth', 'ab' * 32)
-    return Archive.from_state_dict(state_dict, records, dataset_meta=meta, source=source, settings={'ratio': 0.1})
+    return Archive.from_state_dict(
+        state_dict, records, dataset_meta=meta, source=source, settings={'ratio': 0.1}, vectors=VECTORS
+    )
 
 
 @pytest.fixture(scope='module')
@@ -123,13 +127,15 @@ def test_every_key_comes_back_in_order_shape_and_dtype(data):
     model.load_state_dict(decoded, strict=True)
 
 
-def test_what_is_not_compressed_comes_back_exactly_or_to_half_precision(archive, data):
+def test_what_is_not_compressed_comes_back_exactly_or_nearly(archive, data):
     torch.manual_seed(0)
     expected, decoded = Detector().state_dict(), from_bytes(data).decode()
     compressed = {key for record in archive.weights for key in (record.view.name, *record.view.aliases)}
     assert compressed == {'stem.weight', 'deconv.weight', 'heads.0.weight', 'heads.1.weight', 'wide.weight'}
     for key in expected.keys() - compressed:
         tolerance = {'rtol': 2**-11, 'atol': 2**-25} if 'bias' in key else {'rtol': 0, 'atol': 0}
+        if key in VECTORS:
+            tolerance['atol'] = 2**-6 * float(expected[key].std())
         torch.testing.assert_close(decoded[key], expected[key], **tolerance)
     for record in archive.weights:
         error = (decoded[record.view.name] - expected[record.view.name]).std() / expected[record.view.name].std()
@@ -354,6 +360,7 @@ def test_errors_name_the_file_and_the_key(tmp_path, data):
         ('dense16', 'dense16'),
         ('dense32', 'dense32'),
         ('raw', 'raw'),
+        ('vectors', 'vectors'),
     ):
         at = data.index(blobs[name])
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -512,7 +519,7 @@ def test_random_edits_of_the_manifest_text_never_raise_anything_but_riem_error(d
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    name=st.sampled_from(['streams', 'dense16', 'dense32', 'raw']),
+    name=st.sampled_from(['streams', 'dense16', 'dense32', 'raw', 'vectors']),
     position=st.integers(0, 10**6),
     value=st.integers(0, 255),
 )
@@ -555,7 +562,7 @@ def test_a_tool_that_knows_only_safetensors_opens_the_file(tmp_path, archive):
     write(str(path), archive)
     with safetensors.safe_open(path, 'pt') as file:
         assert file.metadata()['format'] == 'riem'
-        assert set(file.keys()) == {'dense16', 'dense32', 'raw', 'streams', 'manifest'}
+        assert set(file.keys()) == {'dense16', 'dense32', 'raw', 'vectors', 'streams', 'manifest'}
         json.loads(zlib.decompress(file.get_tensor('manifest').numpy().tobytes()))
 
 

@@ -18,6 +18,7 @@ BLOBS = {
     'dense32': bytes(range(8)),
     'dense16': bytes(range(6)),
     'raw': b'\1',
+    'vectors': bytes(range(5)),
     'streams': b'payload',
     'manifest': b'{}',
 }
@@ -54,6 +55,7 @@ def test_safetensors_reads_the_file():
         'dense32': torch.float32,
         'dense16': torch.float16,
         'raw': torch.uint8,
+        'vectors': torch.uint8,
         'streams': torch.uint8,
         'manifest': torch.uint8,
     }

@@ -130,7 +130,7 @@ def manifests(draw):
             for name, shape, dtype, aliases in dense
         ),
         derived=tuple(derived),
-        blobs=draw(st.dictionaries(st.sampled_from(['dense16', 'dense32', 'raw']), DIGEST)),
+        blobs=draw(st.dictionaries(st.sampled_from(['dense16', 'dense32', 'raw', 'vectors']), DIGEST)),
         dataset_meta=draw(st.dictionaries(st.text(), JSON, max_size=2)),
         settings=draw(st.dictionaries(st.text(), JSON, max_size=2)),
         source=Source(draw(st.text()), draw(st.text())),
