@@ -240,6 +240,7 @@ class _Job:
                 seed=settings.seed,
                 on_progress=lambda share: self._stage('images')(share, 'images'),
             )
+        self.sources = {name: metric.source for name, metric in self.metrics.items()}
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -279,7 +280,7 @@ class _Job:
         names = [view.name for view in self.views]
         tasks = [Task(view.name, _cube(view), lambda _, view=view: self._problem(view)) for view in self.views]
         problems = dict(zip(names, run_all(tasks, self.threads, self._stage('factor'))))
-        steps = relative_steps(problems, {name: name in self.metrics for name in names})
+        steps = relative_steps(problems, {name: name in self.sources for name in names})
         stages = self._halving_stages(*self._stages['fit'])
 
         def solve(scale: float) -> Solutions:
@@ -323,10 +324,11 @@ class _Job:
         return copy.deepcopy(model).to(self.device).eval()
 
     def _problem(self, view: WeightView) -> Problem:
-        return problem_of(view, self.state_dict[view.name], self.metrics.get(view.name), self.device)
+        take = self.metrics.get if self.settings.representation == AUTO else self.metrics.pop  # it takes much memory
+        return problem_of(view, self.state_dict[view.name], take(view.name, None), self.device)
 
     def _predicted_error(self, solutions: Solutions) -> float:
-        return math.sqrt(sum(damage for name, (_, damage) in solutions.items() if name in self.metrics))
+        return math.sqrt(sum(damage for name, (_, damage) in solutions.items() if name in self.sources))
 
     def _search_budget(
         self, solve: Callable[[float], Solutions], guess: Callable[[float], float]
@@ -583,10 +585,10 @@ def _report(
     size = len(archive.to_bytes())
     numel = _numel(state_dict)
     represented = sum(math.prod(fit.view.shape) for fit in fits if fit.record)
-    damages = [fit.damage for fit in fits if fit.damage is not None and fit.view.name in job.metrics]
+    damages = [fit.damage for fit in fits if fit.damage is not None and fit.view.name in job.sources]
     return {
         'settings': job.recorded,
-        'weights': [_entry(fit, state_dict[fit.view.name], job.metrics.get(fit.view.name)) for fit in fits],
+        'weights': [_entry(fit, state_dict[fit.view.name], job.sources.get(fit.view.name)) for fit in fits],
         'totals': {
             'bytes_fp32': 4 * numel,
             'bytes_fp16': 2 * numel,
@@ -604,7 +606,7 @@ def _report(
     }
 
 
-def _entry(fit: _Fitted, tensor: Tensor, metric: Metric | None) -> dict[str, Any]:
+def _entry(fit: _Fitted, tensor: Tensor, source: str | None) -> dict[str, Any]:
     weight, decoded = tensor.double(), fit.decoded.double()
     error = weight - decoded
     spread, power = float(weight.std(unbiased=False)), float(weight.square().sum())
@@ -615,7 +617,7 @@ def _entry(fit: _Fitted, tensor: Tensor, metric: Metric | None) -> dict[str, Any
         'shape': list(fit.view.shape),
         'representation': fit.record.encoded.name if fit.record else 'dense',
         'settings': fit.record.encoded.settings() if fit.record else {},
-        'metric': metric.source if metric else 'identity',
+        'metric': source or 'identity',
         'bits': fit.bits,
         'bits_per_weight': fit.bits / weight.numel(),
         'relative_error': float(error.abs().mean()) / spread if spread else 0.0,

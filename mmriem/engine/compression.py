@@ -115,6 +115,7 @@ def compress_detector(
     read = read_checkpoint(checkpoint, trust=trust)
     model = build_detector(cfg)
     load_into(model, read.state_dict, checkpoint)
+    read.state_dict.clear()  # as large as the model
     probe = DetectorProbe(cfg, image_count, settings.seed, images) if metric == PULLBACK else None
     compressed = compress(
         model,

@@ -32,6 +32,8 @@ COUNTS = (8, 64)
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 FALLBACK_SIZE = (640, 480)
 """Of images for a config whose test pipeline names no size."""
+MASKS = 25
+"""Boxes of an image that a mask head sees; it is several times as costly for a box as the box head."""
 
 
 class DetectorProbe(Probe):
@@ -201,12 +203,15 @@ def _every_box_passes(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         settings = getattr(module, 'test_cfg', None)
         if 'roi_head' in dict(model.named_children()) and isinstance(settings, dict) and 'score_thr' in settings:
-            changed.append((settings, settings['score_thr']))
+            changed.append((settings, dict(settings)))
             settings['score_thr'] = 0.0
+            if masks:
+                settings['max_per_img'] = min(MASKS, settings.get('max_per_img', MASKS))
     try:
         yield
     finally:
         for settings, before in reversed(changed):  # modules may share their settings
-            settings['score_thr'] = before
+            settings.clear()
+            settings.update(before)
         for module in masks:
             del module.predict_by_feat  # that of the class again

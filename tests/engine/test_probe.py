@@ -17,7 +17,7 @@ from mmriem.engine import read_checkpoint
 from mmriem.engine.checkpoint import load_into
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector
-from mmriem.engine.probe import COUNTS, FALLBACK_SIZE, MAX_PIXELS, DetectorProbe, input_size
+from mmriem.engine.probe import COUNTS, FALLBACK_SIZE, MASKS, MAX_PIXELS, DetectorProbe, input_size
 
 ROOT = Path(__file__).parents[2]
 
@@ -285,6 +285,19 @@ def test_thresholds_of_the_second_stage_are_off_while_it_runs_and_back_afterward
     with pytest.raises(ZeroDivisionError):
         probe.run(model, 0, 1)
     assert settings['score_thr'] == 0.05
+
+
+def test_a_mask_head_sees_few_boxes_of_an_image():
+    config = Config.fromfile(ROOT / 'configs/demo/faster-rcnn_swin_fpn_digits.py')
+    rois = {**config.model.roi_head.bbox_roi_extractor.to_dict(), 'roi_layer': {'type': 'RoIAlign', 'output_size': 4}}
+    config.model.roi_head.mask_roi_extractor = rois
+    config.model.roi_head.mask_head = dict(type='FCNMaskHead', num_convs=1, in_channels=64, num_classes=10)
+    config.model.test_cfg.rcnn.update(mask_thr_binary=0.5, max_per_img=MASKS + 8)
+    model, seen = build_detector(config).eval(), []
+    before = dict(model.roi_head.test_cfg)
+    model.roi_head.mask_head.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    DetectorProbe(config, count=2).run(model, 0, 2)
+    assert seen == [2 * MASKS] and dict(model.roi_head.test_cfg) == before
 
 
 def test_one_stage_keeps_its_threshold(tiny_config):
