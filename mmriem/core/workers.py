@@ -1,0 +1,61 @@
+"""Several processes that share a compression: who does what, and how all of them get everything.
+
+The core does not know how processes talk; :class:`Workers` is one process alone, a subclass tells how more do.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+_LENGTH = struct.Struct('<Q')
+
+
+class Workers:
+    """The processes of a compression, as one of them sees them.
+
+    Attributes:
+        rank: number of this process; 0 is the one that writes.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        """What each process gave, by rank; every process calls this as often, in the same order.
+
+        Raises:
+            RiemError: a process is gone.
+        """
+        return [data]
+
+
+def share_out(costs: Sequence[float], size: int) -> list[int]:
+    """The rank that does each piece of work, so that all are done about equally soon: the costliest first.
+
+    >>> share_out([5, 1, 4, 3], 2)
+    [0, 0, 1, 1]
+    """
+    loads = [0.0] * size
+    owners = [0] * len(costs)
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += costs[number]
+    return owners
+
+
+def join(parts: Sequence[bytes]) -> bytes:
+    """The parts as one, which :func:`split` takes apart."""
+    return b''.join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def split(data: bytes) -> list[bytes]:
+    """Inverse of :func:`join`."""
+    parts, start = [], 0
+    while start < len(data):
+        (length,) = _LENGTH.unpack_from(data, start)
+        start += _LENGTH.size
+        parts.append(data[start : start + length])
+        start += length
+    return parts
