@@ -9,6 +9,7 @@ metric that the other one induces, so that rounding errors compensate each other
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import exact
 from .errors import RiemError
+from .matrix_free import EVERYTHING, Block, Factor, PackedTensor, State, spans
 from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed_bytes
 from .representation import Progress, Representation, check_settings, check_weight, register
 
@@ -184,6 +186,41 @@ class Bilinear(Representation):
     @classmethod
     def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
         return {name: value * gain**0.5 for name, value in states.items()}
+
+    def packed_states(self) -> dict[str, State]:
+        unit = 2.0**self._exponent
+        return {key: PackedTensor.of(codes, grid, unit) for key, grid, codes in zip('qp', self._grids, self._codes)}
+
+    @classmethod
+    def rows(cls, states: Mapping[str, State]) -> int:
+        return states['q'].shape[0]
+
+    @classmethod
+    def blocks(cls, states: Mapping[str, State], most: int, taps: int = 1) -> Iterator[Block]:
+        p = states['p'][EVERYTHING]
+        for part in spans(0, cls.rows(states), max(1, most // len(p))):
+            yield Block(EVERYTHING, part, {'q': states['q'][part], 'p': p})
+
+    @classmethod
+    def factors(cls, grouped: bool = False) -> tuple[Factor, ...]:
+        """Two thin products: ``p^T`` by its columns, then ``q`` by its rows."""
+        return super().factors(grouped) if grouped else (_INPUT_SIDE, _OUTPUT_SIDE)
+
+
+def _input_blocks(states: Mapping[str, State], most: int, taps: int) -> Iterator[Block]:
+    p = states['p']
+    for part in spans(0, p.shape[0], taps * max(1, most // (taps * p.shape[1]))):
+        yield Block(part, EVERYTHING, {'p': p[part]})
+
+
+def _output_blocks(states: Mapping[str, State], most: int, taps: int) -> Iterator[Block]:
+    q = states['q']
+    for part in spans(0, q.shape[0], max(1, most // q.shape[1])):
+        yield Block(EVERYTHING, part, {'q': q[part]})
+
+
+_INPUT_SIDE = Factor(('p',), lambda states: states['p'].shape[1], _input_blocks, lambda states: states['p'].T)
+_OUTPUT_SIDE = Factor(('q',), lambda states: states['q'].shape[0], _output_blocks, lambda states: states['q'])
 
 
 def weighted_error(weight: Tensor, other: Tensor, input_metric: Tensor | None, output_weights: Tensor | None) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from . import entropy
 from .errors import RiemError
 from .exact import powers_of_two
+from .matrix_free import EVERYTHING, Block, State, spans
 from .representation import Progress, Representation, check_settings, check_weight, register
 
 MetricBlocks = Union[Tensor, Sequence[Tensor]]
@@ -174,6 +175,25 @@ class Lattice(Representation):
     @classmethod
     def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
         return {**states, 'row': gain * states['row']}
+
+    def packed_states(self) -> dict[str, State]:
+        """The integers in the smallest type that holds them all: there is no access to rows of an entropy coded one."""
+        least, most = int(self._codes.min()), int(self._codes.max())
+        kinds = (np.int8, np.int16, np.int32)
+        small = next(kind for kind in kinds if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max)
+        rows, columns = self._step * _powers(self._rows), _powers(self._columns)
+        steps = {'row': rows.astype(np.float32), 'column': columns.astype(np.float32)}
+        return {name: torch.from_numpy(x) for name, x in {'z': self._codes.astype(small), **steps}.items()}
+
+    @classmethod
+    def rows(cls, states: Mapping[str, State]) -> int:
+        return states['z'].shape[0]
+
+    @classmethod
+    def blocks(cls, states: Mapping[str, State], most: int, taps: int = 1) -> Iterator[Block]:
+        z, row, column = (states[name] for name in cls.state_names)
+        for part in spans(0, len(z), max(1, most // len(column))):
+            yield Block(EVERYTHING, part, {'z': z[part], 'row': row[part], 'column': column})
 
 
 @dataclass(frozen=True, eq=False)

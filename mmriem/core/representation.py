@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from .errors import RiemError
 from .framing import brief
+from .matrix_free import Block, Factor, State
 
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
@@ -108,6 +109,28 @@ class Representation(ABC):
     @abstractmethod
     def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
         """States of ``gain * W + shift``; a representation without an offset leaves ``shift`` out."""
+
+    @abstractmethod
+    def packed_states(self) -> dict[str, State]:
+        """The states of :meth:`states`, held in few bytes; slices of them are what :meth:`blocks` works on."""
+
+    @classmethod
+    @abstractmethod
+    def blocks(cls, states: Mapping[str, State], most: int, taps: int = 1) -> Iterator[Block]:
+        """Consecutive rows of the matrix with their states, of at most ``most`` elements or one row.
+
+        :meth:`regenerate` makes the rows from the states of a block.
+        """
+
+    @classmethod
+    def factors(cls, grouped: bool = False) -> tuple[Factor, ...]:
+        """What :mod:`mmriem.core.matrix_free` applies one after the other; ``grouped`` asks for a single factor."""
+        return (Factor(cls.state_names, cls.rows, cls.blocks, cls.regenerate),)
+
+    @classmethod
+    @abstractmethod
+    def rows(cls, states: Mapping[str, State]) -> int:
+        """Number of rows of the matrix."""
 
     def payload_bits(self) -> int:
         """Size of the payload in bits, everything counted."""

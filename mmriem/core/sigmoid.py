@@ -17,7 +17,7 @@ own, and the other way round. docs/experiments.md holds the measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import exact
 from .errors import RiemError
+from .matrix_free import EVERYTHING, Block, PackedTensor, State, spans
 from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed_bytes
 from .representation import Progress, Representation, check_settings, check_weight, register
 
@@ -209,6 +210,25 @@ class Sigmoid(Representation):
     @classmethod
     def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
         return {**states, 'w': states['w'] * gain, 'c': states['c'] * gain + shift}
+
+    def packed_states(self) -> dict[str, State]:
+        packed = {key: PackedTensor.of(self._codes[key], self._grids[key]) for key in 'qp'}
+        metric = self._grids['M'].values(self._codes['M'][..., None])[..., 0]
+        return {**packed, 'M': metric, 'b': self._b, 'w': self._w, 'c': self._c}
+
+    @classmethod
+    def rows(cls, states: Mapping[str, State]) -> int:
+        return states['q'].shape[1]
+
+    @classmethod
+    def blocks(cls, states: Mapping[str, State], most: int, taps: int = 1) -> Iterator[Block]:
+        """The rows of a block are all in one tile, and have the column blocks of the matrix."""
+        q, p = states['q'], states['p']
+        shared = {name: states[name] for name in 'Mbwc'}
+        for i, tile in enumerate(_blocks(q.shape[1], p.shape[0])):
+            own = p[i : i + 1]
+            for part in spans(tile.start, tile.stop, max(1, most // p.shape[1])):
+                yield Block(EVERYTHING, part, {'q': q[:, part], 'p': own, **shared})
 
 
 def parameter_count(shape: tuple[int, int], settings: dict[str, Any]) -> int:
