@@ -19,7 +19,7 @@ from . import exact
 from .errors import RiemError
 from .matrix_free import EVERYTHING, Block, Factor, PackedTensor, State, spans
 from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed_bytes
-from .representation import Progress, Representation, check_settings, check_weight, register
+from .representation import Progress, Representation, Work, check_settings, check_weight, register
 
 MAX_RANK = 1 << 16
 BOUNDS = {'rank': (1, MAX_RANK), 'state_bits': STATE_BITS}
@@ -205,6 +205,17 @@ class Bilinear(Representation):
     def factors(cls, grouped: bool = False) -> tuple[Factor, ...]:
         """Two thin products: ``p^T`` by its columns, then ``q`` by its rows."""
         return super().factors(grouped) if grouped else (_INPUT_SIDE, _OUTPUT_SIDE)
+
+    @classmethod
+    def regeneration(cls, shape: tuple[int, int], settings: dict[str, Any]) -> list[Work]:
+        bits = settings['state_bits']
+        return [Work(shape[0] * shape[1] * settings['rank'], (bits, bits))]
+
+    def product(self, positions: int, activation_bits: int, grouped: bool = False) -> list[Work]:
+        if grouped:
+            return super().product(positions, activation_bits, grouped)
+        bits = (self._grids[0].bits, activation_bits)
+        return [Work(positions * neurons * self._codes[0].shape[1], bits) for neurons in self.shape[::-1]]
 
 
 def _input_blocks(states: Mapping[str, State], most: int, taps: int) -> Iterator[Block]:

@@ -24,7 +24,7 @@ from . import entropy
 from .errors import RiemError
 from .exact import powers_of_two
 from .matrix_free import EVERYTHING, Block, State, spans
-from .representation import Progress, Representation, check_settings, check_weight, register
+from .representation import FLOAT_BITS, Progress, Representation, Work, check_settings, check_weight, register
 
 MetricBlocks = Union[Tensor, Sequence[Tensor]]
 """``A``: ``(in, in)``; or ``(groups, in, in)`` for consecutive rows; or such blocks over consecutive columns."""
@@ -194,6 +194,16 @@ class Lattice(Representation):
         z, row, column = (states[name] for name in cls.state_names)
         for part in spans(0, len(z), max(1, most // len(column))):
             yield Block(EVERYTHING, part, {'z': z[part], 'row': row[part], 'column': column})
+
+    @classmethod
+    def regeneration(cls, shape: tuple[int, int], settings: dict[str, Any]) -> list[Work]:
+        """Two multiplications, by the row step and by the column step."""
+        return [Work(2 * shape[0] * shape[1], (FLOAT_BITS, FLOAT_BITS))]
+
+    @property
+    def product_bits(self) -> int:
+        """Those of the integers: the steps belong to rows and columns."""
+        return int(np.abs(self._codes).max()).bit_length() + 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -15,7 +15,16 @@ from .matrix_free import Block, Factor, State
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
 
+FLOAT_BITS = 32
+
 _REPRESENTATIONS: dict[str, type[Representation]] = {}
+
+
+class Work(NamedTuple):
+    """Operations, each a multiply-add of two numbers that have so many bits, or as much."""
+
+    count: int
+    bits: tuple[int, int]
 
 
 class Representation(ABC):
@@ -131,6 +140,21 @@ class Representation(ABC):
     @abstractmethod
     def rows(cls, states: Mapping[str, State]) -> int:
         """Number of rows of the matrix."""
+
+    @classmethod
+    @abstractmethod
+    def regeneration(cls, shape: tuple[int, int], settings: dict[str, Any]) -> list[Work]:
+        """What making the matrix takes, for the settings of :meth:`settings`."""
+
+    @property
+    def product_bits(self) -> int:
+        """Bits of a weight in a product, what all weights of a row or column have in common being factored out."""
+        return FLOAT_BITS
+
+    def product(self, positions: int, activation_bits: int, grouped: bool = False) -> list[Work]:
+        """What the matrix-free product with ``positions`` inputs takes; see :meth:`factors`."""
+        dense = Work(positions * self.shape[0] * self.shape[1], (self.product_bits, activation_bits))
+        return [*self.regeneration(self.shape, self.settings()), dense]
 
     def payload_bits(self) -> int:
         """Size of the payload in bits, everything counted."""

@@ -28,7 +28,7 @@ from . import exact
 from .errors import RiemError
 from .matrix_free import EVERYTHING, Block, PackedTensor, State, spans
 from .quantise import STATE_BITS, Grid, PayloadReader, float_bytes, pack, packed_bytes
-from .representation import Progress, Representation, check_settings, check_weight, register
+from .representation import FLOAT_BITS, Progress, Representation, Work, check_settings, check_weight, register
 
 TILE = (64, 64)
 """Most rows and columns of a tile. Larger tiles cost more for each weight and fit no better."""
@@ -229,6 +229,13 @@ class Sigmoid(Representation):
             own = p[i : i + 1]
             for part in spans(tile.start, tile.stop, max(1, most // p.shape[1])):
                 yield Block(EVERYTHING, part, {'q': q[:, part], 'p': own, **shared})
+
+    @classmethod
+    def regeneration(cls, shape: tuple[int, int], settings: dict[str, Any]) -> list[Work]:
+        """The arguments of each neuron, and for each weight ``K * Dmu`` sigmoids and as many multiply-adds."""
+        units = settings['shifts'] * settings['dmu']
+        arguments = Work(_state_rows(shape, settings) * settings['dq'] * units, (settings['state_bits'], METRIC_BITS))
+        return [arguments, Work(2 * shape[0] * shape[1] * units, (FLOAT_BITS, FLOAT_BITS))]
 
 
 def parameter_count(shape: tuple[int, int], settings: dict[str, Any]) -> int:
