@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
+import struct
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,21 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .allocation import CLOSE_ENOUGH, Solutions, relative_steps, search, solve_all
+from .allocation import CLOSE_ENOUGH, relative_steps, search
 from .budget import DENSE_BITS, RECORD_BITS, Plan, allocate, target_bits
-from .container import Archive, WeightRecord
+from .container import Archive
 from .dense import store
 from .derived import derive
 from .errors import RiemError
+from .journal import Journal
 from .lattice import Lattice, Problem
 from .manifest import Source
-from .parallel import Task, run_all
+from .parallel import Crew, Task, run_all
+from .piece import Encoded, Piece, unpacked
 from .probe import Probe
-from .pullback import Metric, collect
+from .pullback import Metric, each_metric, parts
 from .recalibration import mended_keys, recalibrate
 from .representation import Representation, get_representation, representation_names
 from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_vectors, find_weights
 from .vectors import LEAST_PRECISION, precision_for
+from .workers import Workers
 
 AUTO = 'auto'
 """The representation of each weight that does least damage for its bytes."""
@@ -40,6 +47,11 @@ DEFAULT_RATIO = 0.19
 
 OnProgress = Callable[[float, str], None]
 """Called with the share of the work done, 0 to 1, and the name of the weight that it concerns."""
+OnLayer = Callable[[int, int, int], None]
+"""Called as a weight is done: how many are, of how many, and their bytes. A search does all of them several times."""
+
+Pieces = dict[str, Piece]
+"""A piece for each weight, by name."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +143,14 @@ def compress(
     device: str = 'cpu',
     threads: int = 1,
     on_progress: OnProgress | None = None,
-) -> Compressed:
+    on_layer: OnLayer | None = None,
+    workers: Workers | None = None,
+    journal: Journal | None = None,
+) -> Compressed | None:
     """Compress the weights of ``model``; everything else of its state dict stays dense or is derived.
 
-    The result depends on the model, the settings and the probe only, not on ``threads``.
+    The result depends on the model, the settings and the probe only, not on ``threads``, ``workers`` or what was in
+    the journal before.
 
     Args:
         model: any module; it is not changed.
@@ -145,11 +161,19 @@ def compress(
             biases stay as they are.
         device: where fits and the probe run.
         threads: pieces of work at a time.
-        on_progress: called with the share of the work done and the name of a weight or a stage.
+        on_progress: called with the share of the work done and the name of a weight or a stage; of several processes,
+            of the share of this one.
+        on_layer: called as a weight of this process is done.
+        workers: the processes that share the work, each of which calls this; None is this one alone.
+        journal: keeps finished weights; those that it holds are not done again. It must have begun.
+
+    Returns:
+        What is to be written; None in all processes but the first.
 
     Raises:
-        RiemError: nothing to compress, a pattern without a match, a budget that is too small.
+        RiemError: nothing to compress, a pattern without a match, a budget that is too small, or a process is gone.
     """
+    started = time.perf_counter()
     if not settings.has_budget and not (settings.has_lattices and probe is not None):
         settings = replace(settings, ratio=DEFAULT_RATIO)
     if settings.tolerance is not None and probe is None:
@@ -158,15 +182,19 @@ def compress(
     views = find_weights(model, settings.include, settings.exclude, settings.min_numel)
     if not views:
         raise RiemError('nothing to compress: expected weights with two or more dimensions, found none that match')
-    job = _Job(model, state_dict, views, settings, probe, dict(dataset_meta), source, device, threads, on_progress)
-    started = time.perf_counter()
-    fits = job.fit_lattices() if settings.has_lattices else job.fit_planned()
-    kept = job.recalibrated(fits) if probe is not None and settings.recalibration else state_dict
-    archive = job.final_archive(fits, kept)
-    others = [view for view in every_weight(model) if view.name not in {fit.view.name for fit in fits}]
-    everything = {fit.view.name: fit for fit in (*fits, *(_keep_dense(view, kept[view.name]) for view in others))}
-    ordered = [everything[view.name] for view in every_weight(model)]
-    return Compressed(archive, _report(archive, state_dict, ordered, len(fits), job, time.perf_counter() - started))
+    crew = Crew(threads, workers or Workers(), journal)
+    job = _Job(
+        model, state_dict, views, settings, probe, dict(dataset_meta), source, device, crew, on_progress, on_layer
+    )
+    pieces = job.fit_lattices() if settings.has_lattices else job.fit_planned()
+    if crew.workers.rank:
+        return None
+    pieces = job.unpacked(pieces)
+    kept = job.recalibrated(pieces) if probe is not None and settings.recalibration else state_dict
+    archive = job.final_archive(pieces, kept)
+    report = _report(archive, model, pieces, job)
+    report['totals']['wall_seconds'] = time.perf_counter() - started
+    return Compressed(archive, report)
 
 
 def problem_of(view: WeightView, tensor: Tensor, metric: Metric | None, device: str = 'cpu') -> Problem:
@@ -178,13 +206,22 @@ def problem_of(view: WeightView, tensor: Tensor, metric: Metric | None, device: 
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    view: WeightView
-    record: WeightRecord | None
-    decoded: Tensor
-    bits: int
+class _Traits:
+    """What the others need to know of a problem: as its properties of these names."""
+
+    spread: float
+    log_sensitivity: float
     seconds: float
-    damage: float | None = None
+
+    def to_bytes(self) -> bytes:
+        return _TRAITS.pack(self.spread, self.log_sensitivity, self.seconds)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> _Traits:
+        return cls(*_TRAITS.unpack(data))
+
+
+_TRAITS = struct.Struct('<3d')
 
 
 def _recorded(settings: Settings, probe: Probe | None) -> dict[str, Any]:
@@ -207,17 +244,18 @@ class _Job:
         dataset_meta: dict[str, Any],
         source: Source,
         device: str,
-        threads: int,
-        on_progress: OnProgress | None,
+        crew: Crew,
+        on_progress: OnProgress | None = None,
+        on_layer: OnLayer | None = None,
     ) -> None:
         self.model, self.state_dict, self.views = model, state_dict, views
-        self.settings, self.probe, self.device, self.threads = settings, probe, device, threads
+        self.settings, self.probe, self.device, self.crew = settings, probe, device, crew
         self._meta = {
             'dataset_meta': dataset_meta,
             'source': source,
             'settings': _recorded(settings, probe),
         }
-        self._on_progress = on_progress
+        self._on_progress, self._on_layer = on_progress, on_layer
         self._stages = _stages(probe is not None, settings)
         for view in views:
             if not state_dict[view.name].isfinite().all():
@@ -228,88 +266,109 @@ class _Job:
         self._vectors = find_vectors(model, settings.include, settings.exclude)
         mends = probe is not None and settings.recalibration
         self._planned = _as_if_mended(state_dict, mended_keys(model)) if mends else state_dict
-        self.metrics: dict[str, Metric] = {}
         self.scale: float | None = None
         self.limit = math.inf
-        if probe is not None:
-            self.metrics = collect(
-                self._on_device(model),
-                views,
-                probe,
-                threads=threads,
-                seed=settings.seed,
-                on_progress=lambda share: self._stage('images')(share, 'images'),
-            )
-        self.sources = {name: metric.source for name, metric in self.metrics.items()}
+        self.turns = 0
+        self.stage_seconds: Counter[str] = Counter()
+        self.seconds: dict[str, Counter[str]] = {view.name: Counter() for view in views}
+        self.costs = {view.name: layer_cost(view, settings) for view in views}
+        self.owners = dict(zip(self.costs, crew.owners(list(self.costs.values()))))
+        self.metrics: dict[str, Metric] = {}
+        self.problems: dict[str, Problem] = {}
+        self._finished: dict[str, tuple[Encoded, Piece]] = {}
+        self.sources = self._collect() if probe is not None else {}
 
     @property
     def recorded(self) -> dict[str, Any]:
         """The settings as the file holds them."""
         return self._meta['settings']
 
-    def archive(self, fits: Sequence[_Fitted], state_dict: Mapping[str, Tensor], precision: int) -> Archive:
+    def archive(self, pieces: Pieces, state_dict: Mapping[str, Tensor], precision: int) -> Archive:
         """What is to be written, with these norms and biases rounded to this precision."""
-        records = [fit.record for fit in fits if fit.record]
+        views = {view.name: view for view in self.views}
+        records = [piece.record(views[name]) for name, piece in pieces.items() if piece.encoded is not None]
         return Archive.from_state_dict(state_dict, records, **self._meta, vectors=self._vectors, precision=precision)
 
-    def final_archive(self, fits: Sequence[_Fitted], state_dict: Mapping[str, Tensor]) -> Archive:
+    def final_archive(self, pieces: Pieces, state_dict: Mapping[str, Tensor]) -> Archive:
         """The archive of a file of at most `limit` bits: norms and biases are rounded as coarsely as that takes."""
-        for precision in range(self._precision(fits), LEAST_PRECISION - 1, -1):
-            archive = self.archive(fits, state_dict, precision)
-            size = 8 * len(archive.to_bytes())
-            if size <= self.limit:
-                return archive
+        with self._timed('archive'):
+            for precision in range(self._precision(pieces), LEAST_PRECISION - 1, -1):
+                archive = self.archive(pieces, state_dict, precision)
+                size = 8 * len(archive.to_bytes())
+                if size <= self.limit:
+                    return archive
         raise RiemError(f'budget: expected a file of {self.limit / 8:.0f} bytes, found {size // 8}; ask for more')
 
-    def _precision(self, fits: Sequence[_Fitted]) -> int:
-        return precision_for(sum(fit.bits for fit in fits) / self.elements)
+    def bits(self, view: WeightView, piece: Piece) -> int:
+        """Bits of a weight in the file."""
+        if piece.encoded is not None:
+            return piece.encoded.payload_bits()
+        return 8 * store(view.name, self.state_dict[view.name]).layout.n_bytes
 
-    def fit_planned(self) -> list[_Fitted]:
+    def _precision(self, pieces: Pieces) -> int:
+        return precision_for(sum(self.bits(view, pieces[view.name]) for view in self.views) / self.elements)
+
+    def fit_planned(self) -> Pieces:
         """A budget for each weight beforehand, then its fit."""
         self.limit = self._wanted_bits()
         plans = self._plan()
         tasks = [
-            Task(plan.view.name, math.prod(plan.view.shape), lambda progress, plan=plan: self._fit(plan, progress))
+            Task(
+                plan.view.name,
+                math.prod(plan.view.shape),
+                lambda progress, plan=plan: self._fit(plan, progress),
+                self.owners[plan.view.name],
+                f'fit {plan.view.name}',
+            )
             for plan in plans
         ]
-        return run_all(tasks, self.threads, self._stage('fit'))
+        with self._timed('fit'):
+            return self._run('fit', tasks, self._stage('fit'), self._counter())
 
-    def fit_lattices(self) -> list[_Fitted]:
+    def fit_lattices(self) -> Pieces:
         """Lattices under one scale that meets the budget; with ``auto`` another representation where that is better."""
-        started = time.perf_counter()
-        names = [view.name for view in self.views]
-        tasks = [Task(view.name, _cube(view), lambda _, view=view: self._problem(view)) for view in self.views]
-        problems = dict(zip(names, run_all(tasks, self.threads, self._stage('factor'))))
-        steps = relative_steps(problems, {name: name in self.sources for name in names})
+        with self._timed('factor'):
+            traits = self._factored()
+        steps = relative_steps(traits, {name: name in self.sources for name in traits})
         stages = self._halving_stages(*self._stages['fit'])
 
-        def solve(scale: float) -> Solutions:
-            return solve_all(problems, steps, scale, self.threads, next(stages))
+        def solve(scale: float) -> Pieces:
+            with self._timed('solve'):
+                return self._solved(steps, scale, next(stages))
 
-        self.scale, solutions = self._search_budget(solve, lambda wanted: self._start(problems, steps, wanted))
-        seconds = time.perf_counter() - started
-        tasks = [
-            Task(view.name, 1, lambda progress, view=view: self._finish(view, *solutions[view.name], progress))
-            for view in self.views
-        ]
-        fits = run_all(tasks, self.threads, self._stage('choose'))
-        return [replace(fit, seconds=fit.seconds + seconds * fit.decoded.numel() / self.elements) for fit in fits]
+        self.scale, pieces = self._search_budget(solve, lambda wanted: self._start(traits, steps, wanted))
+        self.problems.clear()
+        with self._timed('choose'):
+            return self._chosen(pieces)
 
-    def recalibrated(self, fits: Sequence[_Fitted]) -> dict[str, Tensor]:
+    def unpacked(self, pieces: Pieces) -> Pieces:
+        """The pieces with representations that are parsed."""
+        with self._timed('unpack'):
+            tasks = [
+                Task(name, self.costs[name], lambda _, piece=piece: replace(piece, encoded=unpacked(piece.encoded)))
+                for name, piece in pieces.items()
+                if piece.encoded is not None
+            ]
+            return {**pieces, **dict(zip((task.name for task in tasks), run_all(tasks, self.crew.threads)))}
+
+    def recalibrated(self, pieces: Pieces) -> dict[str, Tensor]:
         """The state dict with norms and biases that suit the decoded weights; the weights are the original ones."""
         self._stage('recalibrate')(0.0, 'norms and biases')
-        compressed = self._on_device(self.model)
-        parameters = dict(compressed.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            for fit in fits:
-                parameters[fit.view.name].copy_(fit.decoded)
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums do not depend on how many threads there are
-        try:
-            recalibrate(compressed, self._on_device(self.model), self.probe)
-        finally:
-            torch.set_num_threads(before)
-        weights = {key for fit in fits for key in (fit.view.name, *fit.view.aliases)}
+        with self._timed('recalibrate'):
+            compressed = self._on_device(self.model)
+            parameters = dict(compressed.named_parameters(remove_duplicate=False))
+            with torch.no_grad():
+                for view in self.views:
+                    record = pieces[view.name].record(view)
+                    stored = record or store(view.name, self.state_dict[view.name])
+                    parameters[view.name].copy_(stored.decode())
+            before = torch.get_num_threads()
+            torch.set_num_threads(1)  # sums do not depend on how many threads there are
+            try:
+                recalibrate(compressed, self._on_device(self.model), self.probe)
+            finally:
+                torch.set_num_threads(before)
+        weights = {key for view in self.views for key in (view.name, *view.aliases)}
         mended: dict[str, Tensor] = {}
         shared: dict[tuple[int, torch.Size], Tensor] = {}
         for key, tensor in compressed.state_dict().items():
@@ -323,17 +382,170 @@ class _Job:
     def _on_device(self, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).to(self.device).eval()
 
+    def _run(
+        self,
+        stage: str,
+        tasks: Sequence[Task],
+        on_progress: OnProgress | None = None,
+        on_result: Callable[[Piece], None] | None = None,
+    ) -> Pieces:
+        """The pieces that the tasks make, and their seconds under that stage."""
+        made = self.crew.run(tasks, Piece.to_bytes, Piece.from_bytes, on_progress, on_result)
+        for task, piece in zip(tasks, made):
+            self.seconds[task.name][stage] += piece.seconds
+        return {task.name: piece for task, piece in zip(tasks, made)}
+
+    def _counter(self) -> Callable[[Piece], None]:
+        """Tells how many weights of this process are done, and their bytes."""
+        own = [name for name, owner in self.owners.items() if owner == self.crew.workers.rank]
+        done, size, lock = 0, 0, threading.Lock()
+
+        def count(piece: Piece) -> None:
+            nonlocal done, size
+            with lock:
+                done += 1
+                size += piece.encoded.payload_bits() // 8 if piece.encoded is not None else 0
+                if self._on_layer:
+                    self._on_layer(done, len(own), size)
+
+        return count
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds[stage] += time.perf_counter() - started
+
+    def _collect(self) -> dict[str, str]:
+        """Where the metric of each weight comes from; those that this process owns are in memory, or in the journal."""
+        rank, journal = self.crew.workers.rank, self.crew.journal
+        own = {name: self.crew.kept(f'source {name}') for name, owner in self.owners.items() if owner == rank}
+        every = self.crew.workers.exchange(b'new' if None in own.values() else b'kept')
+        if b'new' in every:
+            own = dict.fromkeys(own, b'')
+            metrics = each_metric(
+                self._on_device(self.model),
+                self.views,
+                self.probe,
+                self.crew,
+                list(self.owners.values()),
+                seed=self.settings.seed,
+                on_progress=lambda share: self._stage('images')(share, 'images'),
+            )
+            with self._timed('images'):
+                for name, metric in metrics:
+                    own[name] = metric.source.encode()
+                    if journal is None:
+                        self.metrics[name] = metric
+                    else:
+                        journal.put(f'metric {name}', metric.to_bytes())
+                for name, source in own.items():
+                    self.crew.keep(f'source {name}', source)
+        named = {name: source.decode() for name, source in own.items() if source}
+        parts_ = self.crew.workers.exchange(json.dumps(named).encode())
+        found = {name: source for part in parts_ for name, source in json.loads(part).items()}
+        return {name: found[name] for name in self.owners if name in found}
+
+    def _metric(self, name: str) -> Metric | None:
+        """The metric of a weight that this process owns; None for the identity."""
+        if name in self.metrics or name not in self.sources:
+            return self.metrics.get(name)
+        piece = self.crew.kept(f'metric {name}')
+        if piece is None:
+            raise RiemError(
+                f'{self.crew.journal.folder}: expected the metric of weight {name!r}, found none that is whole; '
+                'start over with --force'
+            )
+        return Metric.from_bytes(piece)
+
     def _problem(self, view: WeightView) -> Problem:
-        take = self.metrics.get if self.settings.representation == AUTO else self.metrics.pop  # it takes much memory
-        return problem_of(view, self.state_dict[view.name], take(view.name, None), self.device)
+        if view.name not in self.problems:
+            problem = problem_of(view, self.state_dict[view.name], self._metric(view.name), self.device)
+            self.problems[view.name] = problem
+            if self.settings.representation != AUTO:
+                self.metrics.pop(view.name, None)  # it takes much memory
+        return self.problems[view.name]
 
-    def _predicted_error(self, solutions: Solutions) -> float:
-        return math.sqrt(sum(damage for name, (_, damage) in solutions.items() if name in self.sources))
+    def _factored(self) -> dict[str, _Traits]:
+        def factor(view: WeightView) -> _Traits:
+            started = time.thread_time()
+            problem = self._problem(view)
+            return _Traits(problem.spread, problem.log_sensitivity, time.thread_time() - started)
 
-    def _search_budget(
-        self, solve: Callable[[float], Solutions], guess: Callable[[float], float]
-    ) -> tuple[float, Solutions]:
-        """The scale that meets the budget, or the default one, and the solutions."""
+        tasks = [
+            Task(name, _cube(view), lambda _, view=view: factor(view), self.owners[name], f'traits {name}')
+            for name, view in zip(self.costs, self.views)
+        ]
+        traits = self.crew.run(tasks, _Traits.to_bytes, _Traits.from_bytes, self._stage('factor'))
+        for view, its in zip(self.views, traits):
+            self.seconds[view.name]['factor'] += its.seconds
+        return {view.name: its for view, its in zip(self.views, traits)}
+
+    def _solved(self, steps: Mapping[str, float], scale: float, on_progress: OnProgress) -> Pieces:
+        """All weights as lattices of that scale, payloads made."""
+
+        def solve(view: WeightView, step: float) -> Piece:
+            started = time.thread_time()
+            lattice, damage = self._problem(view).solve(step)
+            lattice.to_payload()
+            return Piece(lattice, damage, time.thread_time() - started)
+
+        self.turns += 1
+        tasks = []
+        for view in self.views:
+            step = scale * steps[view.name]
+            work = lambda _, view=view, step=step: solve(view, step)  # noqa: E731
+            cost = math.prod(view.shape) * view.matrix_shape[1]
+            tasks.append(Task(view.name, cost, work, self.owners[view.name], f'solve {view.name} {step.hex()}'))
+        return self._run('solve', tasks, on_progress, self._counter())
+
+    def _written(self, pieces: Pieces, on_progress: OnProgress | None = None) -> Pieces:
+        """Lattices as the file holds them: with the digests of the decoded weights, and dense where that is smaller."""
+
+        def write(view: WeightView, piece: Piece) -> Piece:
+            before, written = self._finished.get(view.name, (None, None))
+            if before is piece.encoded:
+                return replace(written, seconds=0.0)
+            started = time.thread_time()
+            weight = self.state_dict[view.name]
+            if _cost(view, piece.encoded) < piece.encoded.payload_bits():
+                return Piece.whole(view, weight, None, None, 0.0)
+            written = Piece.whole(view, weight, unpacked(piece.encoded), piece.damage, 0.0)
+            return replace(written, seconds=time.thread_time() - started)
+
+        tasks = [
+            Task(view.name, 1, lambda _, view=view: write(view, pieces[view.name]), self.owners[view.name])
+            for view in self.views
+        ]
+        written = self._run('write', tasks, on_progress)
+        self._finished = {name: (pieces[name].encoded, piece) for name, piece in written.items()}
+        return written
+
+    def _chosen(self, pieces: Pieces) -> Pieces:
+        """The pieces of the file: with ``auto`` those that do the least damage, else the lattices."""
+        is_auto = self.settings.representation == AUTO
+        written = self._written(pieces, None if is_auto else self._stage('choose'))
+        if not is_auto:
+            return written
+        tasks = [
+            Task(
+                view.name,
+                1,
+                lambda progress, view=view: self._choose(view, written[view.name], progress),
+                self.owners[view.name],
+                f'choose {view.name} {self.scale.hex()}',
+            )
+            for view in self.views
+        ]
+        return self._run('choose', tasks, self._stage('choose'), self._counter())
+
+    def _predicted_error(self, pieces: Pieces) -> float:
+        return math.sqrt(sum(pieces[view.name].damage for view in self.views if view.name in self.sources))
+
+    def _search_budget(self, solve: Callable[[float], Pieces], guess: Callable[[float], float]) -> tuple[float, Pieces]:
+        """The scale that meets the budget, or the default one, and the pieces."""
         if self.settings.tolerance is not None:
             return self._search_error(solve, self.settings.tolerance)
         if self.settings.has_budget:
@@ -349,43 +561,43 @@ class _Job:
         self.limit = math.inf
         return self._search_error(solve, DEFAULT_ERRORS[1])
 
-    def _search_error(self, solve: Callable[[float], Solutions], tolerance: float) -> tuple[float, Solutions]:
+    def _search_error(self, solve: Callable[[float], Pieces], tolerance: float) -> tuple[float, Pieces]:
         return search(solve, self._predicted_error, tolerance, start=tolerance * 16, falls=False)
 
-    def _file_bits(self, solutions: Solutions) -> int:
-        fits = [self._finish_lattice(view, *solutions[view.name]) for view in self.views]
-        return 8 * len(self.archive(fits, self._planned, self._precision(fits)).to_bytes())
+    def _file_bits(self, pieces: Pieces) -> int:
+        with self._timed('size'):
+            written = self._written(pieces)
+            return 8 * len(self.archive(written, self._planned, self._precision(written)).to_bytes())
 
-    def _start(self, problems: Mapping[str, Problem], steps: Mapping[str, float], wanted: float) -> float:
+    def _start(self, traits: Mapping[str, _Traits], steps: Mapping[str, float], wanted: float) -> float:
         """A first guess of the scale: as if the weights were Gaussian."""
         scale = 1.0
         for _ in range(40):
             rate = sum(
-                problem.weight.numel() * 0.5 * math.log2(1 + 17 * (problem.spread / (scale * steps[name])) ** 2)
-                for name, problem in problems.items()
+                math.prod(view.shape)
+                * 0.5
+                * math.log2(1 + 17 * (traits[view.name].spread / (scale * steps[view.name])) ** 2)
+                for view in self.views
             )
-            scale *= 2 ** ((rate - wanted) / sum(problem.weight.numel() for problem in problems.values()))
+            scale *= 2 ** ((rate - wanted) / self.elements)
         return min(max(scale, 1e-3), 1e3)
 
     def _wanted_bits(self) -> float:
         settings = self.settings
         return target_bits(_numel(self.state_dict), self.elements, settings.ratio, settings.bits, settings.size)
 
-    def _search_bytes(
-        self, solve: Callable[[float], Solutions], wanted: float, start: float
-    ) -> tuple[float, Solutions]:
+    def _search_bytes(self, solve: Callable[[float], Pieces], wanted: float, start: float) -> tuple[float, Pieces]:
         """The scale whose whole file has at most the bits that are wanted.
 
         Raises:
             RiemError: what stays dense has no room, or no step gives so small a file.
         """
         self.limit = wanted
-        views = {view.name: view for view in self.views}
         rest = self._rest_bits(wanted)
         excess, found = 0.0, None
 
-        def measure(solutions: Solutions) -> float:
-            weights = sum(_cost(views[name], lattice) for name, (lattice, _) in solutions.items())
+        def measure(pieces: Pieces) -> float:
+            weights = sum(_cost(view, pieces[view.name].encoded) for view in self.views)
             return weights + rest + excess
 
         for _ in range(4):  # what the records take is known once they are written
@@ -395,13 +607,13 @@ class _Job:
                     f'records, found {wanted / 8:.0f} bytes for the whole file; ask for a larger '
                     'ratio or more bits, or compress more of the weights'
                 )
-            scale, solutions = search(solve, measure, wanted, start)
-            written = self._file_bits(solutions)
+            scale, pieces = search(solve, measure, wanted, start)
+            written = self._file_bits(pieces)
             if written <= wanted:
-                found = scale, solutions
+                found = scale, pieces
                 if written >= CLOSE_ENOUGH * wanted:
                     break
-            excess += written - measure(solutions)
+            excess += written - measure(pieces)
             start = scale
         if found is None:
             raise RiemError(f'budget: expected a file of {wanted / 8:.0f} bytes, found none of a step; ask for more')
@@ -411,7 +623,7 @@ class _Job:
         """Bits of a file with everything but the weights, where the whole is to have those that are wanted."""
         covered = {key for view in self.views for key in (view.name, *view.aliases)}
         rest = {key: tensor for key, tensor in self._planned.items() if key not in covered}
-        return 8 * len(self.archive([], rest, precision_for(wanted / self.elements)).to_bytes())
+        return 8 * len(self.archive({}, rest, precision_for(wanted / self.elements)).to_bytes())
 
     def _plan(self) -> list[Plan]:
         wanted = self._wanted_bits()
@@ -426,18 +638,18 @@ class _Job:
         dense_bits = {view.name: 8 * store(view.name, self.state_dict[view.name]).layout.n_bytes for view in self.views}
         return allocate(self.views, representation, wanted - rest, options, dense_bits)
 
-    def _fit(self, plan: Plan, progress: Callable[[float], None]) -> _Fitted:
-        started = time.perf_counter()
-        if plan.settings is None:
-            return _keep_dense(plan.view, self.state_dict[plan.view.name])
-        encoded = self._represent(self.settings.representation, plan.view, plan.settings, progress)
-        record = WeightRecord(plan.view, encoded)
-        return _Fitted(plan.view, record, record.decode(), encoded.payload_bits(), time.perf_counter() - started)
+    def _fit(self, plan: Plan, progress: Callable[[float], None]) -> Piece:
+        started = time.thread_time()
+        encoded = None
+        if plan.settings is not None:
+            encoded = self._represent(self.settings.representation, plan.view, plan.settings, progress)
+        piece = Piece.whole(plan.view, self.state_dict[plan.view.name], encoded, None, 0.0)
+        return replace(piece, seconds=time.thread_time() - started)
 
     def _represent(
         self, name: str, view: WeightView, settings: dict[str, Any], progress: Callable[[float], None] | None
     ) -> Representation:
-        metric = self.metrics.get(view.name)
+        metric = self._metric(view.name)
         matrix = view.to_matrix(self.state_dict[view.name]).to(self.device)
         try:
             return get_representation(name).fit(
@@ -453,39 +665,33 @@ class _Job:
         except RiemError as error:
             raise RiemError(f'weight {view.name!r}: {error}') from error
 
-    def _finish(self, view: WeightView, lattice: Lattice, damage: float, progress: Callable[[float], None]) -> _Fitted:
-        fitted = self._finish_lattice(view, lattice, damage)
-        if self.settings.representation != AUTO or fitted.record is None:
-            return fitted
-        started = time.perf_counter()
+    def _choose(self, view: WeightView, piece: Piece, progress: Callable[[float], None]) -> Piece:
+        if piece.encoded is None:
+            return piece
+        started = time.thread_time()
         others = [name for name in representation_names() if name != Lattice.name]
+        best: Representation = unpacked(piece.encoded)
+        damage = piece.damage
         for number, name in enumerate(others):
             progress(number / len(others))
             kind = get_representation(name)
             options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
-            settings = kind.configure(view.matrix_shape, fitted.bits, **options)
+            settings = kind.configure(view.matrix_shape, best.payload_bits(), **options)
             if settings is None:
                 continue
             other = self._represent(
                 name, view, settings, lambda share, number=number: progress((number + share) / len(others))
             )
-            if other.payload_bits() <= fitted.bits:
+            if other.payload_bits() <= best.payload_bits():
                 its_damage = self._damage(view, other.decode())
-                if its_damage < fitted.damage:
-                    record = WeightRecord(view, other)
-                    fitted = _Fitted(view, record, record.decode(), other.payload_bits(), 0.0, its_damage)
-        return replace(fitted, seconds=time.perf_counter() - started)
-
-    def _finish_lattice(self, view: WeightView, lattice: Lattice, damage: float) -> _Fitted:
-        """The record of a lattice, or the weight itself where that is smaller."""
-        if _cost(view, lattice) < lattice.payload_bits():
-            return _keep_dense(view, self.state_dict[view.name])
-        record = WeightRecord(view, lattice)
-        return _Fitted(view, record, record.decode(), lattice.payload_bits(), 0.0, damage)
+                if its_damage < damage:
+                    best, damage = other, its_damage
+        chosen = Piece.whole(view, self.state_dict[view.name], best, damage, 0.0)
+        return replace(chosen, seconds=time.thread_time() - started)
 
     def _damage(self, view: WeightView, decoded: Tensor) -> float:
         """In the units of the lattice's own."""
-        metric = self.metrics.get(view.name)
+        metric = self._metric(view.name)
         error = (view.to_matrix(self.state_dict[view.name]) - decoded).double()
         if metric is None:
             return float(error.square().sum())
@@ -570,58 +776,67 @@ def _numel(state_dict: Mapping[str, Tensor]) -> int:
     return sum(distinct.values())
 
 
-def _keep_dense(view: WeightView, tensor: Tensor) -> _Fitted:
-    stored = store(view.name, tensor)
-    return _Fitted(view, None, stored.decode(), 8 * stored.layout.n_bytes, 0.0)
+def layer_cost(view: WeightView, settings: Settings) -> float:
+    """Predicted CPU seconds of a weight: by these, weights are shared out to processes."""
+    rows, columns = view.matrix_shape
+    if not settings.has_lattices:
+        return rows * columns * 1e-6
+    widths = [part.stop - part.start for part in parts(columns)]
+    factor = sum(width**3 for width in widths) * 1e-10
+    solve = sum(rows * width * width for width in widths) * 1e-10 + rows * columns * 1e-6
+    return factor + solve
 
 
-def _report(
-    archive: Archive, state_dict: Mapping[str, Tensor], fits: Sequence[_Fitted], wanted: int, job: _Job, seconds: float
-) -> dict[str, Any]:
-    """Per weight: shape, representation, bits, errors, seconds; and totals. Sizes in bytes.
-
-    ``fits`` are those of all weights, ``wanted`` how many of them were to be compressed.
-    """
+def _report(archive: Archive, model: nn.Module, pieces: Pieces, job: _Job) -> dict[str, Any]:
+    """Per weight: shape, representation, bits, errors, seconds; and totals. Sizes in bytes."""
     size = len(archive.to_bytes())
-    numel = _numel(state_dict)
-    represented = sum(math.prod(fit.view.shape) for fit in fits if fit.record)
-    damages = [fit.damage for fit in fits if fit.damage is not None and fit.view.name in job.sources]
+    numel = _numel(job.state_dict)
+    represented = sum(math.prod(view.shape) for view in job.views if pieces[view.name].encoded is not None)
+    damages = [piece.damage for name, piece in pieces.items() if piece.damage is not None and name in job.sources]
+    weights = []
+    for view in every_weight(model):
+        tensor = job.state_dict[view.name]
+        piece = pieces.get(view.name) or Piece.whole(view, tensor, None, None, 0.0)
+        weights.append(_entry(view, piece, job))
     return {
         'settings': job.recorded,
-        'weights': [_entry(fit, state_dict[fit.view.name], job.sources.get(fit.view.name)) for fit in fits],
+        'weights': weights,
         'totals': {
             'bytes_fp32': 4 * numel,
             'bytes_fp16': 2 * numel,
             'bytes': size,
             'ratio': size / (4 * numel),
             'bits_per_weight': 8 * size / job.elements,
-            'weights': wanted,
+            'weights': len(pieces),
             'represented_elements': represented,
             'other_elements': numel - represented,
             'scale': job.scale,
             'predicted_error': math.sqrt(sum(damages)) if damages else None,
-            'seconds': sum(fit.seconds for fit in fits),
-            'wall_seconds': seconds,
+            'seconds': sum(entry['seconds'] for entry in weights),
+            'stages': {stage: round(seconds, 3) for stage, seconds in job.stage_seconds.items()},
+            'turns': job.turns,
+            'processes': job.crew.workers.size,
+            'threads': job.crew.threads,
         },
     }
 
 
-def _entry(fit: _Fitted, tensor: Tensor, source: str | None) -> dict[str, Any]:
-    weight, decoded = tensor.double(), fit.decoded.double()
-    error = weight - decoded
-    spread, power = float(weight.std(unbiased=False)), float(weight.square().sum())
-    noise = float(error.square().sum())
+def _entry(view: WeightView, piece: Piece, job: _Job) -> dict[str, Any]:
+    bits = job.bits(view, piece)
+    seconds = job.seconds.get(view.name, {})
     return {
-        'name': fit.view.name,
-        'aliases': list(fit.view.aliases),
-        'shape': list(fit.view.shape),
-        'representation': fit.record.encoded.name if fit.record else 'dense',
-        'settings': fit.record.encoded.settings() if fit.record else {},
-        'metric': source or 'identity',
-        'bits': fit.bits,
-        'bits_per_weight': fit.bits / weight.numel(),
-        'relative_error': float(error.abs().mean()) / spread if spread else 0.0,
-        'snr_db': 10 * math.log10(power / noise) if noise and power else None,
-        'damage': fit.damage,
-        'seconds': round(fit.seconds, 3),
+        'name': view.name,
+        'aliases': list(view.aliases),
+        'shape': list(view.shape),
+        'representation': piece.encoded.name if piece.encoded is not None else 'dense',
+        'settings': piece.encoded.settings() if piece.encoded is not None else {},
+        'metric': job.sources.get(view.name, 'identity'),
+        'bits': bits,
+        'bits_per_weight': bits / math.prod(view.shape),
+        'relative_error': piece.relative_error,
+        'snr_db': piece.snr_db,
+        'damage': piece.damage,
+        'seconds': round(sum(seconds.values()), 3),
+        'seconds_of_stage': {stage: round(its, 3) for stage, its in seconds.items()},
+        'predicted_seconds': job.costs.get(view.name),
     }

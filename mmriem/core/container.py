@@ -17,6 +17,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Union
@@ -64,10 +65,13 @@ class WeightRecord:
                 f'found {tuple(self.encoded.shape)}'
             )
         if not self.decoded_sha256:
-            weight = self._weight()
-            if not weight.isfinite().all():
-                raise RiemError(f'weight {self.view.name!r}: expected finite decoded values, found others')
-            object.__setattr__(self, 'decoded_sha256', _weight_digest(weight))
+            object.__setattr__(self, 'decoded_sha256', _finite_digest(self.view.name, self._weight()))
+
+    @classmethod
+    def decoded(cls, view: WeightView, encoded: Representation) -> tuple[WeightRecord, Tensor]:
+        """The record, and the parameter in its shape and dtype, decoded once."""
+        weight = view.from_matrix(encoded.decode()).contiguous()
+        return cls(view, encoded, _finite_digest(view.name, weight)), weight.to(view.dtype)
 
     def decode(self) -> Tensor:
         """The parameter in its shape and dtype; the attribute ``riem`` of the tensor is this record.
@@ -236,6 +240,10 @@ class Archive:
         Raises:
             RiemError: settings or dataset_meta that JSON cannot hold, or records that do not cover the keys.
         """
+        return self._bytes
+
+    @cached_property
+    def _bytes(self) -> bytes:
         payloads = [record.encoded.to_payload() for record in self.weights]
         blobs = {blob: b''.join(self._values(storage)) for storage, blob in BLOBS.items() if storage in STORAGES}
         blobs['vectors'] = self.vector_bytes()
@@ -440,6 +448,12 @@ def _require_digest(what: str, data: bytes, expected: bytes) -> None:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+def _finite_digest(name: str, weight: Tensor) -> bytes:
+    if not weight.isfinite().all():
+        raise RiemError(f'weight {name!r}: expected finite decoded values, found others')
+    return _weight_digest(weight)
 
 
 def _weight_digest(weight: Tensor) -> bytes:

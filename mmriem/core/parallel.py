@@ -16,7 +16,7 @@ import torch
 from .errors import RiemError
 from .journal import Journal
 from .representation import Progress
-from .workers import Workers, join, split
+from .workers import Workers, join, share_out, split
 
 T = TypeVar('T')
 
@@ -30,7 +30,7 @@ class Task:
         cost: in any unit.
         work: what is to be done.
         owner: rank of the process that does it.
-        key: of its result in a journal.
+        key: of its result in a journal; without one it is not kept.
     """
 
     name: str
@@ -54,47 +54,62 @@ class Crew:
     workers: Workers = field(default_factory=Workers)
     journal: Journal | None = None
 
+    def owners(self, costs: Sequence[float]) -> list[int]:
+        """The rank that does each piece of work."""
+        return share_out(costs, self.workers.size)
+
+    def is_mine(self, task: Task) -> bool:
+        """Whether this process does it."""
+        return task.owner == self.workers.rank
+
+    def kept(self, key: str) -> bytes | None:
+        """The piece of the journal of that key, if there is one."""
+        return self.journal.get(key) if self.journal is not None and key else None
+
+    def keep(self, key: str, piece: bytes) -> None:
+        """Put a piece into the journal, if there is one."""
+        if self.journal is not None and key:
+            self.journal.put(key, piece)
+
     def run(
         self,
         tasks: Sequence[Task],
         pack: Callable[[Any], bytes],
-        unpack: Callable[[int, bytes], Any],
+        unpack: Callable[[bytes], Any],
         on_progress: Callable[[float, str], None] | None = None,
+        on_result: Callable[[Any], None] | None = None,
     ) -> list[Any]:
         """The results of all tasks, in their order, in every process.
 
         Args:
-            tasks: the same in every process; each does its own.
+            tasks: the same in every process; each does its own, but for those in the journal.
             pack: a result as bytes, for the journal and the other processes.
-            unpack: the result of the task of that number from these bytes.
+            unpack: its inverse.
             on_progress: called with the share that is done of the tasks of this process, and the name of one.
+            on_result: called with each result of this process as it is there.
         """
 
-        def done_before(number: int, progress: Progress) -> Any:
-            piece = self.journal.get(tasks[number].key)
-            if piece is not None:
-                return unpack(number, piece)
-            result = tasks[number].work(progress)
-            self.journal.put(tasks[number].key, pack(result))
+        def once(task: Task, progress: Progress) -> Any:
+            piece = self.kept(task.key)
+            if piece is None:
+                result = task.work(progress)
+                if self.journal is not None and task.key:
+                    self.journal.put(task.key, pack(result))
+            else:
+                result = unpack(piece)
+            if on_result:
+                on_result(result)
             return result
 
-        def own(rank: int) -> list[int]:
-            return [number for number, task in enumerate(tasks) if task.owner == rank]
-
-        mine = [tasks[number] for number in own(self.workers.rank)]
-        if self.journal is not None:
-            mine = [
-                replace(task, work=lambda progress, number=number: done_before(number, progress))
-                for number, task in zip(own(self.workers.rank), mine)
-            ]
-        made = run_all(mine, self.threads, on_progress)
-        results = dict(zip(own(self.workers.rank), made))
-        if self.workers.size > 1:
-            parts = self.workers.exchange(join([pack(result) for result in made]))
-            for rank, data in enumerate(parts):
-                if rank != self.workers.rank:
-                    results.update((number, unpack(number, part)) for number, part in zip(own(rank), split(data)))
-        return [results[number] for number in range(len(tasks))]
+        mine = [task for task in tasks if self.is_mine(task)]
+        work = [replace(task, work=lambda progress, task=task: once(task, progress)) for task in mine]
+        made = run_all(work, self.threads, on_progress)
+        if self.workers.size == 1:
+            return made
+        parts = self.workers.exchange(join(pack(result) for result in made))
+        others = [iter([] if rank == self.workers.rank else split(part)) for rank, part in enumerate(parts)]
+        own = iter(made)
+        return [next(own) if self.is_mine(task) else unpack(next(others[task.owner])) for task in tasks]
 
 
 def run_all(tasks: Sequence[Task], threads: int, on_progress: Callable[[float, str], None] | None = None) -> list[Any]:

@@ -22,20 +22,22 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .parallel import Crew, Task, run_all
 from .probe import Probe
+from .representation import Progress
 from .surgery import WeightView
+from .workers import join, split
 
 POSITIONS = 4096
 """Inputs ``x`` of one call of a layer on one batch that enter the sum; more are sampled."""
@@ -69,6 +71,16 @@ class Metric:
         """One ``A`` for all rows, ``(in, in)``: the mean over the groups."""
         return torch.block_diag(*(block.mean(0) for block in self.blocks))
 
+    def to_bytes(self) -> bytes:
+        """For a journal."""
+        return _pack(self.blocks, self.source, output_weights=self.output_weights)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Metric:
+        """Inverse of :meth:`to_bytes`."""
+        blocks, source, others = _unpack(data)
+        return cls(tuple(blocks), others['output_weights'], source)
+
 
 def collect(
     model: nn.Module,
@@ -83,34 +95,56 @@ def collect(
 
     The model is not changed. The result depends on the seed, not on ``threads``.
     """
+    return dict(each_metric(model, views, probe, Crew(threads), seed=seed, on_progress=on_progress))
+
+
+def each_metric(
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    crew: Crew,
+    owners: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[tuple[str, Metric]]:
+    """As :func:`collect`, of several processes: names and metrics of the weights that this one owns, one by one.
+
+    Each lane is the work of one process, so more than ``LANES`` of them do not run faster.
+
+    Args:
+        owners: rank of the process that gets the metric of each weight; None is this one.
+    """
     batches = list(enumerate(probe.batches()))
     lanes = [batches[lane::LANES] for lane in range(min(LANES, len(batches)))]
-    lock, done = threading.Lock(), 0
+    workers = crew.workers
 
-    def advance() -> None:
-        nonlocal done
-        with lock:
-            done += 1
-            if on_progress:
-                on_progress(done / len(batches))
-
-    def work(lane: list[tuple[int, tuple[int, int]]]) -> dict[str, _Sums]:
+    def work(lane: list[tuple[int, tuple[int, int]]], progress: Progress) -> dict[str, _Sums]:
         own, sums = _frozen_copy(model), {}
-        for number, batch in lane:
+        for done, (number, batch) in enumerate(lane, 1):
             _add_batch(sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
-            advance()
+            progress(done / len(lane))
         return sums
 
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(min(threads, LANES), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            sums, *others = pool.map(work, lanes)
-        finally:
-            torch.set_num_threads(before)
-    for found in others:
-        for name, part in found.items():
-            sums[name] = part if name not in sums else sums[name].add(part)
-    return {view.name: sums[view.name].metric(probe.images) for view in views if _is_reached(sums.get(view.name))}
+    tasks = [
+        Task('images', len(lane), lambda progress, lane=lane: work(lane, progress))
+        for lane in lanes[workers.rank :: workers.size]
+    ]
+    found = run_all(tasks, crew.threads, on_progress and (lambda share, _: on_progress(share)))
+    for view, owner in zip(views, owners or [workers.rank] * len(views)):
+        sums = [lane.pop(view.name, None) for lane in found]
+        if workers.size > 1:
+            sent = workers.gather(join(part.to_bytes() if part else b'' for part in sums), owner)
+            if owner != workers.rank:
+                continue
+            parts = [split(part) for part in sent]
+            packed = [parts[lane % workers.size][lane // workers.size] for lane in range(len(lanes))]
+            sums = [_Sums.from_bytes(part) if part else None for part in packed]
+        total = None
+        for part in filter(None, sums):
+            total = part if total is None else total.add(part)
+        if total is not None and _is_reached(total):
+            yield view.name, total.metric(probe.images)
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
@@ -121,8 +155,8 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return own.requires_grad_(False)
 
 
-def _is_reached(sums: _Sums | None) -> bool:
-    return sums is not None and sums.energy > 0 and float(sums.rows.sum()) > 0
+def _is_reached(sums: _Sums) -> bool:
+    return sums.energy > 0 and float(sums.rows.sum()) > 0
 
 
 @dataclass
@@ -148,12 +182,34 @@ class _Sums:
         self.energy += other.energy
         return self
 
+    def to_bytes(self) -> bytes:
+        """For another process."""
+        energy = torch.tensor(self.energy, dtype=torch.float64)
+        return _pack(self.blocks, self.source, rows=self.rows, energy=energy)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> _Sums:
+        blocks, source, others = _unpack(data)
+        return cls(blocks, others['rows'], float(others['energy']), source)
+
     def metric(self, images: int) -> Metric:
         blocks = tuple(block.div_(self.energy) for block in self.blocks)
         traces = sum(block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks)
         per_group = self.rows.reshape(len(traces), -1) / images
         output_weights = per_group / traces.clamp_min(1e-300)[:, None]
         return Metric(blocks, output_weights.reshape(-1), self.source)
+
+
+def _pack(blocks: Sequence[Tensor], source: str, **others: Tensor) -> bytes:
+    named = {f'block {number}': block for number, block in enumerate(blocks)}
+    return safetensors.torch.save({**named, **others, f'source {source}': torch.zeros(0)})
+
+
+def _unpack(data: bytes) -> tuple[list[Tensor], str, dict[str, Tensor]]:
+    others = safetensors.torch.load(data)
+    (source,) = (name for name in others if name.startswith('source '))
+    blocks = [others.pop(f'block {number}') for number in range(sum(name.startswith('block ') for name in others))]
+    return blocks, source.removeprefix('source '), others
 
 
 def _add_batch(

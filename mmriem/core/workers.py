@@ -1,4 +1,4 @@
-"""Several processes that share a compression: who does what, and how all of them get everything.
+"""Several processes that share a compression: who does what, and how results reach those that need them.
 
 The core does not know how processes talk; :class:`Workers` is one process alone, a subclass tells how more do.
 """
@@ -6,13 +6,15 @@ The core does not know how processes talk; :class:`Workers` is one process alone
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _LENGTH = struct.Struct('<Q')
 
 
 class Workers:
     """The processes of a compression, as one of them sees them.
+
+    Every process makes the same calls in the same order.
 
     Attributes:
         rank: number of this process; 0 is the one that writes.
@@ -23,7 +25,15 @@ class Workers:
     size = 1
 
     def exchange(self, data: bytes) -> list[bytes]:
-        """What each process gave, by rank; every process calls this as often, in the same order.
+        """What each process gave, by rank, in every process.
+
+        Raises:
+            RiemError: a process is gone.
+        """
+        return [data]
+
+    def gather(self, data: bytes, to: int) -> list[bytes]:
+        """What each process gave, by rank, in the process of rank ``to``; nothing in the others.
 
         Raises:
             RiemError: a process is gone.
@@ -45,9 +55,13 @@ def share_out(costs: Sequence[float], size: int) -> list[int]:
     return owners
 
 
-def join(parts: Sequence[bytes]) -> bytes:
-    """The parts as one, which :func:`split` takes apart."""
-    return b''.join(_LENGTH.pack(len(part)) + part for part in parts)
+def join(parts: Iterable[bytes]) -> bytes:
+    """The parts as one, which :func:`split` takes apart.
+
+    >>> split(join([b'a', b'', b'bc']))
+    [b'a', b'', b'bc']
+    """
+    return b''.join(piece for part in parts for piece in (_LENGTH.pack(len(part)), part))
 
 
 def split(data: bytes) -> list[bytes]:

@@ -15,6 +15,7 @@ from mmriem.core.compress import DEFAULT_ERRORS, DEFAULT_RATIO, Settings, _Job, 
 from mmriem.core.container import Archive
 from mmriem.core.errors import RiemError
 from mmriem.core.manifest import Source
+from mmriem.core.parallel import Crew
 from mmriem.core.probe import ImageProbe
 from mmriem.core.pullback import Metric
 from mmriem.core.representation import get_representation
@@ -551,7 +552,7 @@ def test_damage_of_other_representations_is_in_the_metric(blocks):
     metric = Metric(tuple(root @ root.transpose(1, 2) for root in roots), torch.rand(6, dtype=torch.float64), 'inputs')
     weight, decoded = torch.randn(2, 6, 20)
     model = nn.Sequential(nn.Linear(20, 6))
-    job = _Job(model, {'0.weight': weight}, [], Settings(), None, {}, SOURCE, 'cpu', 1, None)
+    job = _Job(model, {'0.weight': weight}, [], Settings(), None, {}, SOURCE, 'cpu', Crew())
     job.metrics['0.weight'] = metric
     view = WeightView('0.weight', (6, 20))
     expected, error = 0.0, (weight - decoded).double()

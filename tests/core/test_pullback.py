@@ -521,7 +521,7 @@ def test_progress_goes_up_to_one():
     seen = []
     model = seeded(deep)
     collect(model, every_weight(model), ImageProbe(randn(7, 3, 8, 8), 2), threads=2, on_progress=seen.append)
-    assert seen == [0.25, 0.5, 0.75, 1.0]
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and len(set(seen)) >= 4
 
 
 def test_an_exception_of_the_probe_comes_through(three_threads):
