@@ -1,6 +1,7 @@
 """Compress detectors at several sizes, evaluate before and after; print one table and draw one picture.
 
-    python tools/compare.py CONFIG [CONFIG ...] [--checkpoints FILE ...] --ratios 0.10 0.19 0.30
+    python tools/compare.py CONFIG [CONFIG ...] [--checkpoints FILE ...] --default --bits 0.5 1
+    python tools/compare.py CONFIG [CONFIG ...] --representations sigmoid bilinear --ratios 0.10 0.19 0.30
 
 The checkpoint of CONFIG is the .pth file of the same name beside it where --checkpoints does not name others.
 """
@@ -35,7 +36,7 @@ from mmriem.visualization import cells, command_and_machine, draw_curves, machin
 COLUMNS = {
     'detector': '{}',
     'method': '{}',
-    'ratio asked': '{}',
+    'asked': '{}',
     'bytes': '{:,}',
     'ratio': '{:.4f}',
     'mAP': '{:.3f}',
@@ -52,7 +53,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', nargs='+', help='configs, each with data to test on')
     parser.add_argument('--checkpoints', nargs='+', help='their .pth files (default: beside each config)')
     parser.add_argument('--representations', nargs='+', choices=representation_names(), default=representation_names())
-    parser.add_argument('--ratios', nargs='+', type=float, default=[0.03, 0.06, 0.10, 0.19])
+    parser.add_argument('--default', action='store_true', help='what tools/compress.py does without a budget')
+    parser.add_argument('--bits', nargs='+', type=float, default=[], help='bits of the file for each weight')
+    parser.add_argument('--ratios', nargs='+', type=float, default=[], help='sizes of the file to the fp32 weights')
     parser.add_argument('--state-bits', nargs='+', type=int, default=[0], help='0: by the budget; the paper: 8')
     parser.add_argument('--effort', type=float, default=1.0)
     parser.add_argument('--metric', choices=METRICS, default=METRICS[0], help='see tools/compress.py')
@@ -61,6 +64,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data-root', help=f'folder to use where a config says {STATED_ROOT}')
     parser.add_argument('--reuse', action='store_true', help='keep files of the same settings from an earlier run')
     return parser.parse_args()
+
+
+def budgets_of(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The budgets that are asked for, as keywords of `Settings`, by what the table calls them."""
+    budgets: dict[str, dict[str, float]] = {'default': {}} if args.default or not (args.bits or args.ratios) else {}
+    budgets.update((f'{bits:g} bits', {'bits': bits}) for bits in args.bits)
+    budgets.update((f'{ratio:.2f}', {'ratio': ratio}) for ratio in args.ratios)
+    return budgets
 
 
 def checkpoints_of(args: argparse.Namespace) -> list[str]:
@@ -78,9 +89,12 @@ def checkpoints_of(args: argparse.Namespace) -> list[str]:
     return args.checkpoints
 
 
-def compressed(config: str, checkpoint: str, settings: Settings, args: argparse.Namespace) -> tuple[Outputs, dict]:
+def compressed(
+    config: str, checkpoint: str, asked: str, settings: Settings, args: argparse.Namespace
+) -> tuple[Outputs, dict]:
     """The outputs for these settings, and the report; made unless they are there and may be reused."""
-    name = f'{Path(config).stem}-{settings.representation}-{settings.ratio:.2f}-{settings.state_bits or "auto"}'
+    label = asked.replace(' ', '-')
+    name = f'{Path(config).stem}-{settings.representation}-{label}-{settings.state_bits or "auto"}'
     outputs = Outputs(Path(args.out) / f'{name}.riem')
     if args.reuse and outputs.report.is_file() and outputs.riem.is_file():
         report = json.loads(outputs.report.read_text(encoding='utf-8'))
@@ -107,7 +121,7 @@ def row(detector: str, method: str, asked: Any, report: dict | None, metrics: di
     return {
         'detector': detector,
         'method': method,
-        'ratio asked': asked,
+        'asked': asked,
         'bytes': size,
         'ratio': report['totals']['ratio'] if report else 1.0,
         'mAP': metrics.get('coco/bbox_mAP', 0.0),  # mmdet gives no figures where nothing is detected at all
@@ -119,27 +133,27 @@ def row(detector: str, method: str, asked: Any, report: dict | None, metrics: di
 
 
 def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dict]:
-    """The rows of one detector: the original, then each ratio with each representation."""
+    """The rows of one detector: the original, then each budget with each representation."""
     cfg = Config(with_data_root(read_config(config).to_dict(), args.data_root))
     work_dir, name = Path(args.out) / 'logs', Path(config).stem
     original = evaluate(cfg, checkpoint, work_dir)
     size = None
-    for ratio, representation in itertools.product(args.ratios, args.representations):
+    for (asked, budget), representation in itertools.product(budgets_of(args).items(), args.representations):
         report, metrics = None, {}
         for bits in args.state_bits if representation != Lattice.name else [0]:
             if report is None or not has_only(bits, report):
-                settings = Settings(representation, ratio=ratio, state_bits=bits, effort=args.effort)
+                settings = Settings(representation, **budget, state_bits=bits, effort=args.effort)
                 try:
-                    outputs, report = compressed(config, checkpoint, settings, args)
+                    outputs, report = compressed(config, checkpoint, asked, settings, args)
                 except RiemError as error:  # too few bytes for this representation
-                    print(f'left out: {name}, {representation} at {ratio}: {error}', file=sys.stderr, flush=True)
+                    print(f'left out: {name}, {representation} at {asked}: {error}', file=sys.stderr, flush=True)
                     break
                 metrics = evaluate(cfg, outputs.riem, work_dir)
             if size is None:
                 size = report['totals']['bytes_fp32']
                 yield row(name, 'original, fp32', '-', None, original, size)
             method = f'{representation}, {bits}-bit states' if bits else representation
-            yield row(name, method, f'{ratio:.2f}', report, metrics, report['totals']['bytes'])
+            yield row(name, method, asked, report, metrics, report['totals']['bytes'])
 
 
 def has_only(bits: int, report: dict) -> bool:
@@ -163,7 +177,7 @@ def main() -> None:
             text = f'{markdown(found, COLUMNS)}\n{command_and_machine()}'
             (folder / 'table.md').write_text(text, encoding='utf-8')
     if not found:
-        raise RiemError('nothing to compare: expected a ratio that some representation can meet, found none')
+        raise RiemError('nothing to compare: expected a budget that some representation can meet, found none')
     draw_curves(found, folder / 'picture.png', log=True)
     table = Table(title=f'{folder / "table.md"}, picture.png ({machine()})', title_justify='left')
     for key, form in COLUMNS.items():

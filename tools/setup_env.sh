@@ -52,6 +52,10 @@ run torch $pip install "${TORCH:-$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requireme
     'setuptools<82' wheel ninja psutil ||
     fail "torch could not be installed (log: $VENV/torch.log)" "check the network; another build of torch can be named: make setup TORCH=..."
 
+say "installing mmengine, mmdet and the rest"
+run requirements $pip install -r requirements.txt ||
+    fail "the requirements could not be installed (log: $VENV/requirements.log)" "check the network and run make setup again"
+
 if ! "$VENV/bin/python" -c 'from mmcv.ops import nms' 2>/dev/null; then
     force=""
     "$VENV/bin/python" -c 'import torch, sys; sys.exit(torch.cuda.is_available())' && force="FORCE_CPU=1"
@@ -61,9 +65,6 @@ if ! "$VENV/bin/python" -c 'from mmcv.ops import nms' 2>/dev/null; then
         fail "mmcv could not be built (log: $VENV/mmcv.log)" "the Python headers must be installed (Debian: apt-get install python3-dev); with little memory: MAX_JOBS=1 make setup"
 fi
 
-say "installing mmengine, mmdet and the rest"
-run requirements $pip install -r requirements.txt ||
-    fail "the requirements could not be installed (log: $VENV/requirements.log)" "check the network and run make setup again"
 run mmriem $pip install --no-deps --no-build-isolation -e . ||
     fail "mmriem itself could not be installed (log: $VENV/mmriem.log)" "see the log"
 

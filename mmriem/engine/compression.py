@@ -19,6 +19,7 @@ from mmriem.core import container
 from mmriem.core.compress import OnProgress, Settings, compress
 from mmriem.core.errors import RiemError
 from mmriem.core.manifest import Source
+from mmriem.visualization import report_page
 
 from .checkpoint import load_into, read_checkpoint
 from .config import config_path, load_strictly, read_config
@@ -32,7 +33,7 @@ PULLBACK, IDENTITY = METRICS = ('pullback', 'identity')
 
 @dataclass(frozen=True)
 class Outputs:
-    """The three files of a compression, side by side under one name."""
+    """The files of a compression, side by side under one name."""
 
     riem: Path
 
@@ -51,8 +52,13 @@ class Outputs:
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """The report for programs."""
         return self.riem.with_suffix('.json')
+
+    @property
+    def page(self) -> Path:
+        """The report for people."""
+        return self.riem.with_suffix('.html')
 
     def check(self, *, force: bool) -> None:
         """Make the folder, and see that nothing is there that may not be replaced.
@@ -60,7 +66,7 @@ class Outputs:
         Raises:
             RiemError: an output exists, or the folder cannot be made or written.
         """
-        for path in (self.riem, self.config, self.report):
+        for path in (self.riem, self.config, self.report, self.page):
             if path.is_dir():
                 raise RiemError(f'{path}: expected the name of a file to write, found a folder')
             if os.path.lexists(path) and not force:
@@ -89,7 +95,7 @@ def compress_detector(
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Compress a detector and write the three outputs; returns the report.
+    """Compress a detector and write the outputs; returns the report.
 
     Args:
         config: path, or `PACKAGE::PATH`.
@@ -135,6 +141,7 @@ def compress_detector(
     }
     _write_text(outputs.config, loading_config(cfg, outputs.riem.name))
     _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
+    _write_text(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
     return report
 
 
@@ -197,7 +204,12 @@ def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
         f'{totals["bytes"] / totals["bytes_fp16"]:.4f} of fp16, {totals["bits_per_weight"]:.2f} bits per weight',
         highlight=False,
     )
-    console.print(f'evaluate: python tools/test.py {outputs.config} {outputs.riem}', highlight=False, soft_wrap=True)
+    console.print(f'look at: {outputs.page}', highlight=False, soft_wrap=True)
+    console.print(f'evaluate: {_evaluation(outputs)}', highlight=False, soft_wrap=True)
+
+
+def _evaluation(outputs: Outputs) -> str:
+    return f'python tools/test.py {outputs.config} {outputs.riem}'
 
 
 def _numel(weight: Mapping[str, Any]) -> int:

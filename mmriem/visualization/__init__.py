@@ -1,6 +1,7 @@
 """Pictures and tables of results."""
 
 from .curves import draw_curves
+from .page import report_page
 from .tables import cells, command_and_machine, machine, markdown, write_csv
 
-__all__ = ['cells', 'command_and_machine', 'draw_curves', 'machine', 'markdown', 'write_csv']
+__all__ = ['cells', 'command_and_machine', 'draw_curves', 'machine', 'markdown', 'report_page', 'write_csv']

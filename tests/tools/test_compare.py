@@ -77,3 +77,12 @@ def test_data_root_replaces_the_stated_one(compare, coco_data, tmp_path):
 
 def test_as_many_checkpoints_as_configs(compare):
     assert 'expected 1, one for each config, found 2' in compare('--checkpoints', 'a.pth', 'b.pth')
+
+
+def test_bits_and_the_default(compare, tmp_path):
+    assert compare('--representations', 'bilinear', '--default', '--bits', '6') is None
+    rows = table(tmp_path / 'o')
+    assert [row['asked'] for row in rows] == ['-', 'default', '6 bits']
+    assert 0.17 < float(rows[1]['ratio']) <= 0.19
+    report = json.loads((tmp_path / 'o' / 'net-bilinear-6-bits-auto.json').read_text())
+    assert 5 < report['totals']['bits_per_weight'] <= 6

@@ -41,7 +41,7 @@ def files(folder):
 def test_writes_file_config_and_report(compress, runner_checkpoint, tmp_path, capsys, arguments, rate):
     assert compress('--out', 'out', *arguments) is None
     stem = runner_checkpoint.stem
-    assert files(tmp_path / 'out') == [f'{stem}.json', f'{stem}.py', f'{stem}.riem']
+    assert files(tmp_path / 'out') == [f'{stem}.html', f'{stem}.json', f'{stem}.py', f'{stem}.riem']
     report = json.loads((tmp_path / 'out' / f'{stem}.json').read_text())
     riem = tmp_path / 'out' / f'{stem}.riem'
     totals = report['totals']

@@ -1,0 +1,106 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from mmriem.visualization import report_page
+
+
+def weight(name, shape, bits, damage=None, metric='inputs', representation='lattice'):
+    numel = 1
+    for size in shape:
+        numel *= size
+    return dict(
+        name=name,
+        shape=list(shape),
+        representation=representation,
+        metric=metric,
+        bits=bits,
+        bits_per_weight=bits / numel,
+        snr_db=None if representation == 'dense' else 7.5,
+        damage=damage,
+        seconds=0.25,
+    )
+
+
+@pytest.fixture
+def report():
+    weights = [
+        weight('backbone.conv.weight', (8, 4, 3, 3), 576, damage=3e-4),
+        weight('backbone.table', (40, 10), 800, metric='identity'),
+        weight('head.weight', (16, 8), 512, damage=1e-4),
+        weight('head.small', (2, 2), 64, metric='identity', representation='dense'),
+    ]
+    totals = dict(bytes=400, bytes_fp32=4000, bits_per_weight=3.9, predicted_error=0.02, wall_seconds=12.3)
+    source = dict(config='net.py', checkpoint='net.pth', sha256='ab' * 32)
+    return dict(file='net.riem', source=source, settings={'bits': 4.0}, weights=weights, totals=totals)
+
+
+class Rectangles(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.found, self.titles = [], [], []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        if tag == 'rect':
+            self.found.append({key: float(dict(attributes)[key]) for key in ('x', 'y', 'width', 'height')})
+        if tag not in ('meta', 'rect', 'line'):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ('meta', 'rect', 'line'):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == 'title':
+            self.titles.append(data)
+
+
+def test_areas_are_bytes(report):
+    page = Rectangles(report_page(report))
+    bars = [bar for bar in page.found if bar['y'] < 225]
+    areas = [bar['width'] * bar['height'] for bar in bars]
+    bits = [each['bits'] for each in report['weights']]
+    assert [area / areas[0] for area in areas] == pytest.approx([x / bits[0] for x in bits], rel=0.02)
+    for left, right in zip(bars, bars[1:]):
+        assert right['x'] == pytest.approx(left['x'] + left['width'], abs=0.02)
+
+
+def test_damage_of_what_was_measured(report):
+    page = Rectangles(report_page(report))
+    below = [bar for bar in page.found if bar['y'] > 225]
+    assert len(below) == 2
+    assert below[0]['height'] == pytest.approx(3 * below[1]['height'], rel=0.01)
+    assert any('75.0 % of the damage' in title for title in page.titles)
+
+
+def test_every_weight_and_the_remarks(report):
+    page = report_page(report)
+    for each in report['weights']:
+        assert f'<td class=text>{each["name"]}</td>' in page
+    assert 'averagely sensitive: <code>backbone.table</code>' in page
+    assert 'too small to gain by it: <code>head.small</code>' in page
+    assert '10.0x' in page and '400 bytes' in page
+
+
+def test_without_a_metric(report):
+    for each in report['weights']:
+        each.update(metric='identity', damage=None)
+    report['totals']['predicted_error'] = None
+    page = report_page(report)
+    assert 'averagely sensitive' not in page
+    assert len(Rectangles(page).found) == 4
+
+
+def test_names_are_text(report):
+    report['weights'][0]['name'] = '<script>alert(1)</script>.weight'
+    report['source']['config'] = '<b>&'
+    page = report_page({**report, 'evaluate': 'python "<x>"'})
+    assert '<script>' not in page and '<b>&' not in page and '"<x>"' not in page
+    Rectangles(page)
+
+
+def test_nothing_from_elsewhere(report):
+    assert not re.search(r'https?://|src=|@import', report_page(report))
