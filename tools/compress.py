@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Compress a trained detector without data',
-        epilog='Writes NAME.riem, NAME.py (a config that loads it), and a report of every weight: NAME.html, NAME.json.',
+        epilog='Writes NAME.riem, NAME.py (a config that loads it), and a report: NAME.html and NAME.json.',
     )
     parser.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
     parser.add_argument('checkpoint', help='a .pth file')
