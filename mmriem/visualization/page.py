@@ -45,8 +45,8 @@ def report_page(report: Mapping[str, Any]) -> str:
     sections = [
         f'<h1>{escape(report["file"])}</h1>\n<p class="lead">{lead}</p>',
         _figures(totals),
-        '<h2>Where the bytes are</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits for '
-        'each, so its area is its bytes. Below, its share of the predicted damage.</p>\n'
+        '<h2>Where the bytes are</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits '
+        'for each, so its area is its bytes. Below, its share of the predicted damage.</p>\n'
         f'{_legend(colours)}\n{_picture(weights, colours)}\n{_parts(weights, totals, parts)}',
         _remarks(weights),
         f'<h2>Every weight</h2>\n{_table(weights)}',
