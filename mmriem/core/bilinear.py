@@ -174,6 +174,14 @@ class Bilinear(Representation):
         return exact.product(states['q'], states['p']).float()
 
     @classmethod
+    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Bilinear:
+        weight = cls.regenerate(states)
+        exponent = _exponent(weight)
+        q, p = (states[name] * 2.0**-exponent for name in cls.state_names)
+        scaled = (weight.double() * 4.0**-exponent).float()
+        return cls._round(scaled, q, p, state_bits or STATE_BITS[1], None, _row_weights(None, weight), exponent)
+
+    @classmethod
     def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
         return states['q'] @ states['p'].T
 

@@ -201,8 +201,8 @@ def problem_of(view: WeightView, tensor: Tensor, metric: Metric | None, device: 
     """What a lattice has to solve for a weight; without a metric that is the identity."""
     matrix = view.to_matrix(tensor).to(device)
     if metric is None:
-        return Problem.of(matrix, period=_period(view))
-    return Problem.of(matrix, metric.blocks, metric.output_weights.to(device), _period(view))
+        return Problem.of(matrix, period=view.period)
+    return Problem.of(matrix, metric.blocks, metric.output_weights.to(device), view.period)
 
 
 @dataclass(frozen=True)
@@ -735,10 +735,6 @@ def _stages(has_images: bool, settings: Settings) -> dict[str, tuple[float, floa
         stages[name] = (done / total, (done + effort) / total)
         done += effort
     return stages
-
-
-def _period(view: WeightView) -> int:
-    return math.prod(view.shape[2:]) if view.layout != 'unit_first' else 1
 
 
 def _cube(view: WeightView) -> float:

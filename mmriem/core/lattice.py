@@ -41,6 +41,10 @@ DEAD_ZONE = 0.04
 """Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
 OCTAVE = 4
 """Row and column steps are powers of ``2 ** (1 / OCTAVE)``."""
+FINE_OCTAVE = 32
+"""Likewise, where training has moved the steps off that grid: a hundredth of them is the most that rounding changes."""
+ON_GRID = 1e-3
+"""Of steps that are on a grid the exponents are integers within that, for float32 holds the steps."""
 MAX_SYMBOL = 1 << 20
 LARGEST_CODE = 1 << 10
 """Of constant weights at a step of the spread."""
@@ -58,11 +62,14 @@ class Lattice(Representation):
 
     name = 'lattice'
     state_names = ('z', 'row', 'column')
+    integer_states = ('z',)
 
-    def __init__(self, codes: np.ndarray, step: float, rows: np.ndarray, columns: np.ndarray, period: int) -> None:
+    def __init__(
+        self, codes: np.ndarray, step: float, rows: np.ndarray, columns: np.ndarray, period: int, octave: int = OCTAVE
+    ) -> None:
         self.shape = codes.shape
         self._codes, self._rows, self._columns = codes, rows, columns
-        self._step, self._period = float(np.float32(step)), period
+        self._step, self._period, self._octave = float(np.float32(step)), period, octave
         self._payload: bytes | None = None
 
     @classmethod
@@ -119,7 +126,7 @@ class Lattice(Representation):
         return self._codes
 
     def settings(self) -> dict[str, Any]:
-        return {'period': self._period}
+        return {'period': self._period, **({'octave': self._octave} if self._octave != OCTAVE else {})}
 
     def to_payload(self) -> bytes:
         if self._payload is None:
@@ -130,7 +137,9 @@ class Lattice(Representation):
 
     @classmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Lattice:
-        check_settings(cls.name, settings, {'period': (1, MAX_PERIOD)})
+        fine = {'octave': (FINE_OCTAVE, FINE_OCTAVE)} if isinstance(settings, dict) and 'octave' in settings else {}
+        check_settings(cls.name, settings, {'period': (1, MAX_PERIOD), **fine})
+        octave = settings.get('octave', OCTAVE)
         if shape[1] % settings['period']:
             raise RiemError(f'lattice: expected a divisor of {shape[1]} columns as period, found {settings["period"]}')
         if len(payload) < _HEADER.size:
@@ -144,25 +153,37 @@ class Lattice(Representation):
         lattice = cls(
             entropy.decode(payload[second:], shape, settings['period']),
             step,
-            _unpack_exponents(payload[_HEADER.size : first], shape[0]),
-            _unpack_exponents(payload[first:second], shape[1]),
+            _unpack_exponents(payload[_HEADER.size : first], shape[0], octave),
+            _unpack_exponents(payload[first:second], shape[1], octave),
             settings['period'],
+            octave,
         )
         lattice._payload = bytes(payload)
         return lattice
 
     def decode(self) -> Tensor:
-        rows = self._step * _powers(self._rows)
-        weight = rows[:, None] * _powers(self._columns) * self._codes
+        rows = self._step * powers_of_two(self._rows, self._octave)
+        weight = rows[:, None] * powers_of_two(self._columns, self._octave) * self._codes
         with np.errstate(over='ignore'):  # the container refuses what is not finite
             return torch.from_numpy(weight.astype(np.float32))
 
     def states(self) -> dict[str, Tensor]:
         return {
             'z': torch.from_numpy(self._codes.astype(np.float32)),
-            'row': torch.from_numpy((self._step * _powers(self._rows)).astype(np.float32)),
-            'column': torch.from_numpy(_powers(self._columns).astype(np.float32)),
+            'row': torch.from_numpy((self._step * powers_of_two(self._rows, self._octave)).astype(np.float32)),
+            'column': torch.from_numpy(powers_of_two(self._columns, self._octave).astype(np.float32)),
         }
+
+    @classmethod
+    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Lattice:
+        """Rounds ``z`` to integers, and steps that are on no grid to that of ``FINE_OCTAVE``."""
+        steps = [states[name].detach().double() for name in ('row', 'column')]
+        signs = steps[0].sign()[:, None] * steps[1].sign()
+        codes = (states['z'].detach().round().clamp(-MAX_SYMBOL, MAX_SYMBOL) * signs).to(torch.int32).numpy()
+        logs = [_logarithms(x) for x in steps]
+        octave = OCTAVE if all(_is_on_grid(x, OCTAVE) for x in logs) else FINE_OCTAVE
+        (row_step, rows), (column_step, columns) = (_on_grid(x, octave) for x in logs)
+        return cls(codes, row_step * column_step, rows, columns, period, octave)
 
     @classmethod
     def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
@@ -385,14 +406,33 @@ def _powers(exponents: np.ndarray) -> np.ndarray:
     return powers_of_two(exponents, OCTAVE)
 
 
+def _logarithms(steps: Tensor) -> np.ndarray:
+    """Binary logarithms of magnitudes; of a step of 0, whose integers are 0 too, any one of the others."""
+    magnitudes = steps.abs()
+    largest = float(magnitudes.max()) or 1.0
+    return torch.where(magnitudes > 0, magnitudes, largest).log2().numpy()
+
+
+def _is_on_grid(logarithms: np.ndarray, octave: int) -> bool:
+    exponents = (logarithms - logarithms[0]) * octave
+    return float(np.abs(exponents - exponents.round()).max()) < ON_GRID
+
+
+def _on_grid(logarithms: np.ndarray, octave: int) -> tuple[float, np.ndarray]:
+    """A common step, and exponents that are 0 in the mean."""
+    exponents = np.round((logarithms - logarithms[0]) * octave)
+    middle = np.round(exponents.mean())
+    return 2.0 ** (logarithms[0] + middle / octave), (exponents - middle).astype(np.int32)
+
+
 def _pack_exponents(exponents: np.ndarray) -> bytes:
     return entropy.encode_vector(exponents) if exponents.any() else b''
 
 
-def _unpack_exponents(data: bytes, count: int) -> np.ndarray:
+def _unpack_exponents(data: bytes, count: int, octave: int) -> np.ndarray:
     if not data:
         return np.zeros(count, np.int32)
     exponents = entropy.decode_vector(data, count)
-    if np.abs(exponents).max() > 400:
-        raise RiemError('lattice: expected exponents of -400 to 400, found others')
+    if np.abs(exponents).max() > 100 * octave:
+        raise RiemError(f'lattice: expected exponents of {-100 * octave} to {100 * octave}, found others')
     return exponents

@@ -7,15 +7,23 @@ was. Loading the tensors of a ``.riem`` file under their ordinary keys fills the
 
 What holds on to the parameters of a model (an optimizer, an averaged copy, MMEngine's log of the
 initialisation) often takes them before a checkpoint is loaded, whose states may have other names and sizes.
-So a weight has one parameter, for good: a flat vector of all its states.
+So a weight has one parameter, for good: a flat vector of all states that are trained.
+
+States that are integers (those of a lattice) are either frozen, and training moves the other ones, or trained
+straight through: the parameter holds real numbers, the weight is regenerated from the nearest integers, and the
+gradient passes as if they had not been rounded; then the other states stay as they are.
+
+The weights of an ordinary checkpoint are fitted when they are loaded.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +31,22 @@ from torch import Tensor, nn
 
 from .container import WeightRecord
 from .errors import RiemError
+from .parallel import Task, run_all
 from .quantise import STATE_BITS
-from .representation import Representation, get_representation, representation_names
+from .representation import Progress, Representation, get_representation, representation_names
 from .surgery import WeightView, find_weights, parameter_owners
 
 STATES = 'riem'
 """Name of the submodule of a live module that holds the states of its weights."""
 DENSE = 'dense'
 """Name of the one state of a weight that is held as it is, because a file keeps it so or it is too small."""
+FITTED = 'riem_fitted'
+"""Attribute of a tensor of an ordinary checkpoint with the states that were fitted to it: it may be loaded again."""
+FROZEN, STRAIGHT_THROUGH = INTEGERS = ('frozen', 'straight_through')
+"""What training does with integer states."""
+DEFAULT_RATIO = 0.19
+WEIGHT_OPTIONS = ('representation', 'ratio', 'bits', 'state_bits', 'effort', 'integers')
+"""Options of :func:`make_live` that concern each single weight."""
 MIN_SPREAD = 1e-6
 """Least standard deviation of a weight from fresh states: states of zeros would have no gradient."""
 
@@ -44,20 +60,33 @@ class WeightStates(nn.Module):
     Attributes:
         view: the weight.
         values: the one parameter, ``(number of values,)`` float32, also in a half-precision model.
+        fixed: buffer of the states that training leaves alone, ``(number of values,)`` float32.
         dtype: dtype of the regenerated weight; follows ``half()`` and the like.
 
     Args:
         view: the weight.
         representation: name of the representation of fresh states.
         settings: of the representation, as :meth:`Representation.configure` makes them; None: hold it dense.
+        effort: of a fit, see :class:`Representation`.
+        integers: ``frozen`` or ``straight_through``.
     """
 
-    def __init__(self, view: WeightView, representation: str, settings: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        view: WeightView,
+        representation: str,
+        settings: Mapping[str, Any] | None,
+        effort: float = 1.0,
+        integers: str = FROZEN,
+    ) -> None:
         super().__init__()
         self.view = view
         self.dtype = view.dtype
+        self.integers = integers
         self.values = nn.Parameter(torch.empty(0))
+        self.register_buffer('fixed', torch.empty(0), persistent=False)
         self._fresh = (get_representation(representation), settings)
+        self._effort = effort
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._kept: tuple[tuple[int, ...], Tensor] | None = None
         self._draft: tuple[Tensor, Tensor] | None = None
@@ -83,9 +112,12 @@ class WeightStates(nn.Module):
         return self._kept[1]
 
     def states(self) -> dict[str, Tensor]:
-        """The states by name, as views on :attr:`values`."""
-        parts = self.values.split([math.prod(shape) for shape in self._shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts)}
+        """The states by name, as views on :attr:`values` and :attr:`fixed`."""
+        found = {}
+        for names, flat in zip(self._trained_and_fixed(self._shapes), (self.values, self.fixed)):
+            parts = flat.split([math.prod(self._shapes[name]) for name in names])
+            found.update((name, part.view(self._shapes[name])) for name, part in zip(names, parts))
+        return {name: found[name] for name in self._shapes}
 
     @torch.no_grad()
     def reset(self, states: Mapping[str, Tensor]) -> None:
@@ -96,14 +128,51 @@ class WeightStates(nn.Module):
         """
         kind = representation_of(states)
         ordered = {name: states[name] for name in (kind.state_names if kind else [DENSE])}
-        flat = torch.cat([value.detach().reshape(-1).float() for value in ordered.values()])
-        if flat.numel() == self.values.numel():
-            self.values.copy_(flat)
+        trained, fixed = (_flat([states[name] for name in names]) for names in self._trained_and_fixed(ordered))
+        if trained.numel() == self.values.numel():
+            self.values.copy_(trained)
         else:
-            self.values.data, self.values.grad = flat.to(self.values.device), None
+            self.values.data, self.values.grad = trained.to(self.values.device), None
             self._resized = True
+        if fixed.numel() == self.fixed.numel():
+            self.fixed.copy_(fixed)
+        else:
+            self.fixed = fixed.to(self.values.device)
         self._shapes = {name: tuple(value.shape) for name, value in ordered.items()}
         self._kept = self._draft = None
+
+    def take(self, key: str, tensor: Tensor) -> None:
+        """Hold the weight of a checkpoint: its states in a ``.riem`` file, else states that are fitted to it.
+
+        Raises:
+            RiemError: the tensor is no finite matrix, or the budget is too small for it.
+        """
+        record = getattr(tensor, STATES, False)
+        if isinstance(record, WeightRecord):
+            self.reset(record.encoded.states())
+        elif record is None or self._fresh[1] is None:  # a .riem file keeps it dense, or it is too small for states
+            self.reset({DENSE: tensor})
+        else:
+            self.reset(self.fitted(key, tensor))
+
+    def needs_fit(self, tensor: Tensor) -> bool:
+        """Whether :meth:`take` would fit states to the tensor, and has not done so before."""
+        record = getattr(tensor, STATES, False)
+        is_ordinary = record is not None and not isinstance(record, WeightRecord) and self._fresh[1] is not None
+        fits = tuple(tensor.shape) == self.view.shape
+        return is_ordinary and fits and getattr(tensor, FITTED, (None,))[0] != self._identity(tensor)
+
+    def fitted(self, key: str, tensor: Tensor, progress: Progress | None = None) -> dict[str, Tensor]:
+        """States fitted to a weight in the Euclidean metric; kept with the tensor."""
+        kind, settings = self._fresh
+        if self.needs_fit(tensor):
+            matrix = self.view.to_matrix(tensor.detach()).to(self.values.device)
+            try:
+                encoded = kind.fit(matrix, dict(settings), effort=self._effort, progress=progress)
+            except RiemError as error:
+                raise RiemError(f'{key}: {error}') from error
+            setattr(tensor, FITTED, (self._identity(tensor), encoded.states()))
+        return getattr(tensor, FITTED)[1]
 
     def initialise(self, weight: Tensor) -> None:
         """Hold random states of a weight with the mean and spread of ``weight``; if dense, that itself."""
@@ -118,6 +187,22 @@ class WeightStates(nn.Module):
             gain = spread / max(float(current.std(unbiased=False)), 1e-12)
             shift = float(wanted.mean()) - gain * float(current.mean())
             self.reset(kind.scaled_states(drawn, gain, shift))
+
+    def encoded(self) -> Representation | None:
+        """The states as they are written to a file; None for a weight that is held dense.
+
+        Raises:
+            RiemError: the states are not finite.
+        """
+        kind = representation_of(self._shapes)
+        if kind is None:
+            return None
+        own, settings = self._fresh
+        options = settings if own is kind and settings is not None else {}
+        states = {name: value.detach().cpu() for name, value in self.states().items()}
+        if not all(value.isfinite().all() for value in states.values()):
+            raise RiemError(f'weight {self.view.name!r}: expected finite states, found NaN or infinite ones')
+        return kind.from_states(states, period=self.view.period, state_bits=options.get('state_bits') or 0)
 
     def begin_draft(self) -> bool:
         """From now on give out one dense weight that may be written to; False where that is so already."""
@@ -150,15 +235,30 @@ class WeightStates(nn.Module):
 
     def _versions(self, weight: Tensor) -> tuple[int, ...]:
         """Other numbers after every write to the states or to the weight that was made of them."""
-        return self.values.data_ptr(), self.values._version, weight._version
+        held = self.values, self.fixed
+        return *(number for x in held for number in (x.data_ptr(), x._version)), weight._version
+
+    def _trained_and_fixed(self, names: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The names of states, divided into those that are trained and those that are not."""
+        kind = representation_of(names) if names else None
+        discrete = [name for name in names if kind and name in kind.integer_states]
+        others = [name for name in names if name not in discrete]
+        return (discrete, others) if discrete and self.integers == STRAIGHT_THROUGH else (others, discrete)
+
+    def _identity(self, tensor: Tensor) -> tuple[Any, ...]:
+        """What a fit depends on."""
+        kind, settings = self._fresh
+        content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+        return kind.name, settings, self._effort, zlib.crc32(content)
 
     def _weight(self, states: Mapping[str, Tensor]) -> Tensor:
         kind = representation_of(states)
         if kind is None:
             weight = states[DENSE]
         else:
+            rounded = {name: _nearest_integers(states[name]) for name in kind.integer_states}
             with torch.autocast(self.values.device.type, enabled=False):
-                weight = self.view.from_matrix(kind.regenerate(dict(states)))
+                weight = self.view.from_matrix(kind.regenerate({**states, **rounded}))
         return weight.to(self.dtype)
 
     def _require_new_gradient(self) -> None:
@@ -227,6 +327,15 @@ class WeightStates(nn.Module):
         return {**self.__dict__, '_kept': None, '_draft': None}
 
 
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors]) if tensors else torch.empty(0)
+
+
+def _nearest_integers(values: Tensor) -> Tensor:
+    """Rounded; the gradient passes as if they were not."""
+    return values + (values.round() - values).detach() if values.requires_grad else values.round()
+
+
 def _as_float(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in states.items()}
 
@@ -290,17 +399,17 @@ class LiveModule:
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take states from the records that the tensors of a ``.riem`` file carry.
+        """Take states from the records that the tensors of a ``.riem`` file carry, or fit them to the tensors.
 
         Raises:
-            RiemError: a weight is a tensor without a record, as of an ordinary checkpoint.
+            RiemError: states cannot be fitted to a tensor of an ordinary checkpoint.
         """
         for attribute, states in self._modules[STATES]._modules.items():
             if (key := prefix + attribute) not in state_dict:
                 continue
             tensor = state_dict.pop(key)
             if tuple(tensor.shape) == states.view.shape:
-                states.reset(_states_of(key, tensor))
+                states.take(key, tensor)
             else:
                 found = tuple(tensor.shape)
                 error_msgs.append(f'size mismatch for {key}: expected {states.view.shape}, found {found}')
@@ -309,19 +418,6 @@ class LiveModule:
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-def _states_of(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """States of a tensor that was decoded from a ``.riem`` file; ``dense`` where the file keeps it so."""
-    record = getattr(tensor, STATES, False)
-    if record is None:
-        return {DENSE: tensor}
-    if not isinstance(record, WeightRecord):
-        raise RiemError(
-            f'{key}: expected states from a .riem file for a RieM module, found the weight of an ordinary '
-            'checkpoint; compress that with its stock config (tools/compress.py) and load the .riem file'
-        )
-    return record.encoded.states()
 
 
 @functools.cache
@@ -340,25 +436,21 @@ def live_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(cls)(name, (LiveModule, cls), body)
 
 
+def _plain_class(live: type[nn.Module]) -> type[nn.Module]:
+    return next((plain for plain, cls in _LAYERS.items() if cls is live), None) or live._plain
+
+
 def _blank(plain: type[nn.Module]) -> nn.Module:
     cls = live_class(plain)
     return cls.__new__(cls)
 
 
-def hold_states(
-    module: nn.Module,
-    attribute: str,
-    view: WeightView,
-    representation: str,
-    settings: Mapping[str, Any] | None,
-) -> WeightStates:
+def hold_states(module: nn.Module, attribute: str, states: WeightStates) -> None:
     """Replace one parameter of a module by states of its mean and spread; the module itself becomes live."""
     start = getattr(module, attribute)
-    states = WeightStates(view, representation, settings).to(start.device)
-    states.initialise(start)
+    states.to(start.device).initialise(start)
     states.values.requires_grad_(start.requires_grad)
     _attach(module, attribute, states)
-    return states
 
 
 def _attach(module: nn.Module, attribute: str, states: WeightStates) -> None:
@@ -367,6 +459,29 @@ def _attach(module: nn.Module, attribute: str, states: WeightStates) -> None:
         module.add_module(STATES, nn.ModuleDict())
     module._modules[STATES].add_module(attribute, states.train(module.training))
     module.__class__ = live_class(type(module))
+
+
+def make_dense(model: nn.Module) -> dict[str, WeightStates]:
+    """Replace states by ordinary parameters with the weights that they regenerate, in place.
+
+    Returns:
+        The states by the state-dict key of their weight.
+
+    >>> layer = RieMLinear(32, 32, representation='bilinear')
+    >>> list(make_dense(layer)), type(layer).__name__, sorted(layer.state_dict())
+    (['weight'], 'Linear', ['bias', 'weight'])
+    """
+    parameters: dict[WeightStates, nn.Parameter] = {}
+    released = {}
+    for prefix, module in list(model.named_modules()):
+        if isinstance(module, LiveModule):
+            module.__class__, held = _plain_class(type(module)), module._modules.pop(STATES)
+            for attribute, states in held._modules.items():
+                if states not in parameters:
+                    parameters[states] = nn.Parameter(states().detach().clone(), states.values.requires_grad)
+                    released[f'{prefix}.{attribute}' if prefix else attribute] = states
+                module.register_parameter(attribute, parameters[states])
+    return released
 
 
 @contextmanager
@@ -389,21 +504,29 @@ def make_live(
     model: nn.Module,
     *,
     representation: str = 'sigmoid',
-    ratio: float = 0.19,
+    ratio: float | None = None,
+    bits: float | None = None,
     state_bits: int = 0,
+    effort: float = 1.0,
+    integers: str = FROZEN,
     include: Sequence[str] = ('*',),
     exclude: Sequence[str] = (),
 ) -> list[str]:
     """Replace the weights of a model by states of the same mean and spread, in place.
 
     The states are fresh ones, to train from or to be filled from a ``.riem`` file, which brings its own sizes
-    and representation of each weight. A weight too small for states of that ratio is held dense until then.
+    and representation of each weight. A weight too small for states of that size is held dense until then. An
+    ordinary checkpoint is fitted with the representation and the size that are given here.
 
     Args:
         model: any module.
         representation: name of the representation.
-        ratio: size of the states of each weight, quantised as in a file, to its fp32 values.
+        ratio: size of the states of each weight, quantised as in a file, to its fp32 values; or
+        bits: their bits for each weight. Without either the ratio is ``DEFAULT_RATIO``.
         state_bits: as in :class:`mmriem.core.compress.Settings`.
+        effort: of fits to an ordinary checkpoint, likewise.
+        integers: what training does with the integer states of a lattice: ``frozen``, it moves the steps, or
+            ``straight_through``, it moves the integers.
         include, exclude: glob patterns on state-dict keys.
 
     Returns:
@@ -412,29 +535,93 @@ def make_live(
     Raises:
         RiemError: a pattern matches nothing, the representation is not known, or a number is out of range.
 
-    >>> make_live(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU()), representation='bilinear')
+    >>> make_live(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU()), representation='bilinear', bits=6)
     ['0.weight']
     """
     kind = get_representation(representation)
-    if not 0 < ratio <= 1:
-        raise RiemError(f'ratio: expected a number above 0 and at most 1, found {ratio}')
+    rate = _bits_per_weight(ratio, bits)
     if state_bits and not STATE_BITS[0] <= state_bits <= STATE_BITS[1]:
         raise RiemError(f'state_bits: expected 0 (by the ratio) or 2 to 8, found {state_bits}')
+    if not 0 < effort < math.inf:
+        raise RiemError(f'effort: expected a number above 0, found {effort}')
+    if integers not in INTEGERS:
+        raise RiemError(f'integers: expected one of {", ".join(INTEGERS)}, found {integers!r}')
     owners = {owner.name: owner for owner in parameter_owners(model)}
     views = find_weights(model, include, exclude)
     for view in views:
-        bits = 32 * ratio * math.prod(view.shape)
-        settings = kind.configure(view.matrix_shape, bits, state_bits=state_bits)
+        settings = kind.configure(
+            view.matrix_shape, rate * math.prod(view.shape), state_bits=state_bits, period=view.period
+        )
         first, *others = (owners[name] for name in (view.name, *view.aliases))
-        states = hold_states(first.module, first.attribute, view, representation, settings)
+        states = WeightStates(view, representation, settings, effort, integers)
+        hold_states(first.module, first.attribute, states)
         for other in others:
             if other.attribute in other.module._parameters:  # gone where the whole module is shared
                 _attach(other.module, other.attribute, states)
     return [view.name for view in views]
 
 
+def _bits_per_weight(ratio: float | None, bits: float | None) -> float:
+    if ratio is not None and bits is not None:
+        raise RiemError(f'ratio, bits: expected one of them, found ratio {ratio} and bits {bits}')
+    if bits is not None:
+        if not 0 < bits <= 32:
+            raise RiemError(f'bits: expected a number above 0 and at most 32, found {bits}')
+        return bits
+    ratio = DEFAULT_RATIO if ratio is None else ratio
+    if not 0 < ratio <= 1:
+        raise RiemError(f'ratio: expected a number above 0 and at most 1, found {ratio}')
+    return 32 * ratio
+
+
+@dataclass(frozen=True)
+class Unfitted:
+    """A weight of an ordinary checkpoint, ``tensor`` of the key ``key``, and the states that are to hold it."""
+
+    key: str
+    tensor: Tensor
+    states: WeightStates
+
+
+def find_unfitted(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = '') -> list[Unfitted]:
+    """What loading ``tensors`` into the model would have to fit: each weight once.
+
+    Args:
+        model: with live modules.
+        tensors: a state dict.
+        prefix: of the model's keys there.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LiveModule):
+            for attribute, states in module._modules[STATES]._modules.items():
+                key = f'{prefix}{name}.{attribute}' if name else f'{prefix}{attribute}'
+                if key in tensors and states.needs_fit(tensors[key]):
+                    found.setdefault(id(tensors[key]), Unfitted(key, tensors[key], states))
+    return list(found.values())
+
+
+def fit_all(
+    unfitted: Sequence[Unfitted], threads: int = 1, on_progress: Callable[[float, str], None] | None = None
+) -> None:
+    """Fit the states; loading finds them with the tensors. The same ones whatever the number of threads.
+
+    Raises:
+        RiemError: a tensor is not finite, or the budget is too small for it.
+    """
+    tasks = [
+        Task(
+            weight.key,
+            weight.tensor.numel(),
+            lambda progress, weight=weight: weight.states.fitted(weight.key, weight.tensor, progress),
+        )
+        for weight in unfitted
+    ]
+    run_all(tasks, threads, on_progress)
+
+
 class RieMConv2d(LiveModule, nn.Conv2d):
-    """A convolution that holds states; arguments of ``nn.Conv2d``, and those of :func:`make_live` by keyword.
+    """A convolution that holds states; arguments of ``nn.Conv2d``, and ``WEIGHT_OPTIONS`` by keyword.
 
     Fresh weights have He's spread for a ReLU, as those of mmcv's ``ConvModule`` and mmdet's ResNet.
 
@@ -445,16 +632,10 @@ class RieMConv2d(LiveModule, nn.Conv2d):
     torch.Size([1, 64, 8, 8])
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        representation: str = 'sigmoid',
-        ratio: float = 0.19,
-        state_bits: int = 0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in WEIGHT_OPTIONS if name in kwargs}
         super().__init__(*args, **kwargs)
-        _own_states(self, representation, ratio, state_bits)
+        _own_states(self, options)
 
     def reset_parameters(self) -> None:
         """He's initialisation, no bias."""
@@ -465,18 +646,12 @@ class RieMConv2d(LiveModule, nn.Conv2d):
 
 
 class RieMLinear(LiveModule, nn.Linear):
-    """A linear layer that holds states; arguments of ``nn.Linear``, by keyword those of :func:`make_live`."""
+    """A linear layer that holds states; arguments of ``nn.Linear``, and ``WEIGHT_OPTIONS`` by keyword."""
 
-    def __init__(
-        self,
-        *args: Any,
-        representation: str = 'sigmoid',
-        ratio: float = 0.19,
-        state_bits: int = 0,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in WEIGHT_OPTIONS if name in kwargs}
         super().__init__(*args, **kwargs)
-        _own_states(self, representation, ratio, state_bits)
+        _own_states(self, options)
 
     def reset_parameters(self) -> None:
         """The initialisation of ``nn.Linear``."""
@@ -484,10 +659,10 @@ class RieMLinear(LiveModule, nn.Linear):
             super().reset_parameters()
 
 
-def _own_states(layer: nn.Module, representation: str, ratio: float, state_bits: int) -> None:
+def _own_states(layer: nn.Module, options: Mapping[str, Any]) -> None:
     """Turn the layer's own weight into states; one below ``surgery.DEFAULT_MIN_NUMEL`` stays a parameter."""
     layer.add_module(STATES, nn.ModuleDict())
-    make_live(layer, representation=representation, ratio=ratio, state_bits=state_bits)
+    make_live(layer, **options)
 
 
 _LAYERS = {nn.Conv2d: RieMConv2d, nn.Linear: RieMLinear}

@@ -36,6 +36,8 @@ class Representation(ABC):
     name: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
     """Names of the states, the keys of :meth:`states`."""
+    integer_states: ClassVar[tuple[str, ...]] = ()
+    """Names of those states that are integers."""
     shape: tuple[int, int]
 
     @classmethod
@@ -103,6 +105,17 @@ class Representation(ABC):
     @abstractmethod
     def states(self) -> dict[str, Tensor]:
         """The dequantised float32 states, from which :meth:`regenerate` makes the same matrix."""
+
+    @classmethod
+    @abstractmethod
+    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Representation:
+        """Float states, as training leaves them, quantised again: the inverse of :meth:`states` where that can be.
+
+        Args:
+            states: float32, finite, on the CPU.
+            state_bits: of states that are quantised uniformly; 0: the most that there can be.
+            period: the number of taps of a convolution's kernel.
+        """
 
     @classmethod
     @abstractmethod

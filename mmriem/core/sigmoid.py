@@ -195,6 +195,15 @@ class Sigmoid(Representation):
         return _evaluate(*(states[name] for name in self.state_names))
 
     @classmethod
+    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Sigmoid:
+        (shifts, dmu, dq), q, p = states['M'].shape, states['q'], states['p']
+        blocks = dict(row_blocks=p.shape[0], col_blocks=q.shape[0])
+        settings = dict(dq=dq, dmu=dmu, shifts=shifts, state_bits=state_bits or STATE_BITS[1], **blocks)
+        fit = _Fit(cls.regenerate(states), settings, None, 0)
+        fit.start_from(states)
+        return fit.quantised(lambda: None)
+
+    @classmethod
     def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
         """The same bits as :meth:`decode`, differentiable; memory grows with one tile, not with the matrix."""
         return _Regenerate.apply(*(states[name] for name in cls.state_names))
@@ -523,6 +532,12 @@ class _Fit:
         self.metric = [parameter.to(device) for parameter in start]
         self.optimiser = torch.optim.Adam(self.metric, lr=3e-3, betas=(0.9, 0.99), fused=True)
         self.error = math.inf
+
+    def start_from(self, states: dict[str, Tensor]) -> None:
+        """Float states of a weight like the target."""
+        self.q, self.p, metric, b, w, c = (states[name].clone() for name in Sigmoid.state_names)
+        spread = self.spread or 1.0
+        self.metric = [metric, b, w / spread, (c - self.mean) / spread]
 
     def sweep(self, share: float) -> None:
         """One step for every state of every tile, and some on the metric; ``share`` of the schedule is done."""

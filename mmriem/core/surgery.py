@@ -75,6 +75,11 @@ class WeightView:
         rows, *rest = self._rows_and_rest()
         return rows, math.prod(rest)
 
+    @property
+    def period(self) -> int:
+        """Neighbouring columns of a matrix that belong to one input channel: the taps of a convolution's kernel."""
+        return math.prod(self.shape[2:]) if self.layout != 'unit_first' else 1
+
     def to_matrix(self, tensor: Tensor) -> Tensor:
         """The weight matrix ``(out, in)`` in float32 of a parameter of ``shape``.
 

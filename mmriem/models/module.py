@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.live import make_live, writable_weights
+from mmriem.core.live import WEIGHT_OPTIONS, Unfitted, find_unfitted, fit_all, make_live, writable_weights
 from mmriem.engine.checkpoint import load_into, state_dict_of
+from mmriem.engine.progress import show_progress
 from mmriem.registry import MODELS
 
 __all__ = ['RieMModule', 'riem_class']
 
-OPTIONS = ('representation', 'ratio', 'state_bits', 'include', 'exclude')
+OPTIONS = (*WEIGHT_OPTIONS, 'include', 'exclude')
 
 
 class RieMModule:
@@ -26,12 +31,12 @@ class RieMModule:
     and resizes them as parameters.
 
     Args:
-        riem: `representation`, `ratio`, `state_bits`, `include`, `exclude` as for
-            `mmriem.core.live.make_live`, with patterns on the module's own keys (`layer1.*`). With
+        riem: `representation`, `ratio` or `bits`, `state_bits`, `effort`, `integers`, `include`, `exclude` as
+            for `mmriem.core.live.make_live`, with patterns on the module's own keys (`layer1.*`). With
             `checkpoint`, states are loaded when the module is built, from the keys of that file that begin
             with `prefix`; else, as of any model, by `load_from` or `init_cfg`. Distributed training from a
-            `.riem` file needs it: the number of states comes from the file and must be known before the model
-            is wrapped.
+            `.riem` file of `sigmoid` or `bilinear` states needs it: their number comes from the file and must
+            be known before the model is wrapped.
         *args, **kwargs: of the stock module.
 
     Raises:
@@ -55,18 +60,51 @@ class RieMModule:
         with writable_weights(self):
             super().init_weights()
 
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """Pickle by the stock class: the class of a third-party module is made when it is needed."""
+        return _blank, (type(self)._stock,), self.__dict__
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Fit all weights of an ordinary checkpoint before the first one is loaded."""
+        if unfitted := find_unfitted(self, state_dict, prefix):
+            _fit(unfitted, prefix.rstrip('.') or type(self).__name__)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@functools.cache
 def riem_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """Make and register `RieM<NAME>` of a module class: its arguments, and `riem=dict(...)` of `RieMModule`.
+    """`RieM<NAME>` of a module class: its arguments, and `riem=dict(...)` of `RieMModule`; a subclass of it.
 
-    The name must be one of the package `mmriem.models`, where pickle looks for it.
+    The same class for each call. Configs name it `mmriem.RieM<NAME>`; `mmriem.registry` makes it where it is needed.
     """
     body = {
         '__module__': 'mmriem.models',
         '__doc__': f'`{stock.__name__}` that holds states: its arguments, and `riem` as for `RieMModule`.',
+        '_stock': stock,
     }
-    cls = type(stock)(f'RieM{stock.__name__}', (RieMModule, stock), body)
-    return MODELS.register_module(module=cls)
+    return type(stock)(f'RieM{stock.__name__}', (RieMModule, stock), body)
+
+
+def _blank(stock: type[nn.Module]) -> nn.Module:
+    """An object of a RieM class whose attributes are yet to be set."""
+    cls = riem_class(stock)
+    return cls.__new__(cls)
+
+
+def _fit(unfitted: list[Unfitted], where: str) -> None:
+    """Each process does it alike, so that all of a distributed training hold the same states."""
+    elements = sum(weight.tensor.numel() for weight in unfitted)
+    print_log(
+        f'{where}: {len(unfitted)} weights ({elements:,} elements) of an ordinary checkpoint are fitted without '
+        'images; tools/compress.py makes better ones of the same size',
+        logger='current',
+    )
+    threads = torch.get_num_threads()
+    if not is_main_process():
+        fit_all(unfitted, threads)
+        return
+    with show_progress(f'fitting {where}') as on_progress:
+        fit_all(unfitted, threads, on_progress)
 
 
 def _load(module: nn.Module, checkpoint: str, prefix: str) -> None:

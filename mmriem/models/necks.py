@@ -1,9 +1,25 @@
 """Necks of mmdet that hold states."""
 
-from mmdet.models.necks import FPN
+from mmdet.models import necks as stock
 
 from .module import riem_class
 
-__all__ = ['RieMFPN']
+__all__ = [
+    'RieMCSPNeXtPAFPN',
+    'RieMChannelMapper',
+    'RieMDyHead',
+    'RieMFPN',
+    'RieMNASFPN',
+    'RieMPAFPN',
+    'RieMSSDNeck',
+    'RieMYOLOXPAFPN',
+]
 
-RieMFPN = riem_class(FPN)
+RieMCSPNeXtPAFPN = riem_class(stock.CSPNeXtPAFPN)
+RieMChannelMapper = riem_class(stock.ChannelMapper)
+RieMDyHead = riem_class(stock.DyHead)
+RieMFPN = riem_class(stock.FPN)
+RieMNASFPN = riem_class(stock.NASFPN)
+RieMPAFPN = riem_class(stock.PAFPN)
+RieMSSDNeck = riem_class(stock.SSDNeck)
+RieMYOLOXPAFPN = riem_class(stock.YOLOXPAFPN)

@@ -21,7 +21,10 @@ from mmriem.core.live import (
     RieMConv2d,
     RieMLinear,
     WeightStates,
+    find_unfitted,
+    fit_all,
     live_class,
+    make_dense,
     make_live,
     writable_weights,
 )
@@ -62,7 +65,8 @@ def seeded(make, seed=0):
 
 def live_net(seed=1, **options):
     net = seeded(Net, seed)
-    make_live(net, **{'representation': 'bilinear', 'ratio': 0.5, **options})
+    size = {} if 'bits' in options else {'ratio': 0.5}
+    make_live(net, **{'representation': 'bilinear', **size, **options})
     return net
 
 
@@ -143,23 +147,34 @@ def test_one_parameter_for_each_weight_with_its_flags():
     assert net.head.riem.weight.values.dtype == torch.float32 and net.head.riem.weight.values.ndim == 1
 
 
-@pytest.mark.parametrize('representation', REPRESENTATIONS)
-def test_training_the_states_lowers_the_loss(representation):
-    net = live_net(representation=representation)
+TRAINED = [(name, 'frozen') for name in REPRESENTATIONS] + [('lattice', 'straight_through')]
+
+
+@pytest.mark.parametrize(('representation', 'integers'), TRAINED)
+def test_training_the_states_lowers_the_loss(representation, integers):
+    """Integers stay as they are while steps move, or the other way round."""
+    net = live_net(representation=representation, integers=integers)
     target = torch.randn(2, 32, generator=torch.Generator().manual_seed(4))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    rate = 1e-3 if representation == 'lattice' else 1e-4  # integers are large
+    rate = {'frozen': 1e-3, 'straight_through': 2e-2}[integers] if representation == 'lattice' else 1e-4
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
     losses = []
-    for _ in range(8):
+    for _ in range(30 if integers == 'straight_through' else 8):
         loss = F.mse_loss(net(inputs()), target)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     assert losses[-1] < 0.9 * losses[0]
-    after = net.state_dict()
-    assert all(not torch.equal(before[name], after[name]) for name in after if '.weight.' in name)
+    held = {'frozen': ('z',), 'straight_through': ('row', 'column')}[integers]
+    for name, tensor in net.state_dict().items():
+        if '.riem.' in f'.{name}':
+            assert torch.equal(before[name], tensor) == (name.split('.')[-1] in held), name
+    states = net.head.riem.weight.states()
+    if representation == 'lattice':
+        nearest = {**states, 'z': states['z'].round()}
+        assert torch.equal(net.head.weight, get_representation('lattice').regenerate(nearest))
+        assert all(parameter.numel() < 4000 for parameter in net.parameters()) or integers == 'straight_through'
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
@@ -222,9 +237,50 @@ def test_copies_of_a_decoded_state_dict_fill_states_too(archive):
     assert torch.equal(net.head.weight, other.head.weight) and 'head.weight' not in other.state_dict()
 
 
-def test_an_ordinary_checkpoint_is_refused():
-    with pytest.raises(RiemError, match=r'^conv\.weight: expected states from a \.riem file.*tools/compress\.py'):
-        live_net(exclude=('table',)).load_state_dict(plain_tensors(seeded(Net).state_dict()), strict=False)
+@pytest.mark.parametrize('representation', REPRESENTATIONS)
+def test_an_ordinary_checkpoint_is_fitted(representation):
+    """Nearly the network of the checkpoint; the same states again, from any number of threads and any copy."""
+    plain = seeded(Net).eval()
+    options = dict(representation=representation, bits=8, effort=0.3)
+    nets, found = [], []
+    for threads in (1, 2):
+        tensors = plain_tensors(plain.state_dict())
+        net = live_net(**options).eval()
+        unfitted = find_unfitted(net, tensors)
+        assert [weight.key for weight in unfitted] == WEIGHTS
+        shares = []
+        fit_all(unfitted, threads, lambda share, name, shares=shares: shares.append((share, name)))
+        assert shares[-1][0] == 1 and {name for _, name in shares} == set(WEIGHTS)
+        assert find_unfitted(net, tensors) == [] == find_unfitted(net, copy.deepcopy(tensors))
+        assert str(net.load_state_dict(tensors)) == '<All keys matched successfully>'
+        nets.append(net)
+        found.append(net.state_dict())
+    alone = live_net(**options)
+    alone.load_state_dict(plain_tensors(plain.state_dict()))
+    for states in (found[1], alone.state_dict()):
+        assert all(torch.equal(value, found[0][key]) for key, value in states.items())
+    error = nets[0](inputs()) - plain(inputs())
+    assert error.norm() < 0.4 * plain(inputs()).norm()
+    assert nets[0].head.riem.weight.encoded().payload_bits() <= 8 * plain.head.weight.numel()
+
+
+def test_other_settings_or_another_tensor_need_another_fit():
+    tensors = plain_tensors(seeded(Net).state_dict())
+    net = live_net(bits=8)
+    fit_all(find_unfitted(net, tensors))
+    assert len(find_unfitted(live_net(bits=6), tensors)) == len(WEIGHTS)
+    tensors['head.weight'].add_(1)
+    assert [weight.key for weight in find_unfitted(net, tensors)] == ['head.weight']
+    with torch.no_grad():
+        net.load_state_dict(tensors)
+        assert net.head.weight.mean() > 0.9
+
+
+def test_a_weight_that_is_not_finite_cannot_be_fitted():
+    tensors = plain_tensors(seeded(Net).state_dict())
+    tensors['head.weight'][0, 0] = float('nan')
+    with pytest.raises(RiemError, match=r'^head\.weight: the weight matrix holds NaN'):
+        live_net().load_state_dict(tensors)
 
 
 def test_a_weight_of_another_shape_is_a_size_mismatch(archive):
@@ -512,6 +568,10 @@ def test_shared_parameters_share_their_states():
         (dict(representation='svd'), "'svd' is not known"),
         (dict(ratio=0), 'ratio: expected'),
         (dict(ratio=1.5), 'ratio: expected'),
+        (dict(ratio=0.5, bits=2), 'ratio, bits: expected one of them'),
+        (dict(bits=33), 'bits: expected a number above 0'),
+        (dict(effort=0), 'effort: expected'),
+        (dict(integers='thawed'), 'integers: expected one of frozen, straight_through'),
         (dict(state_bits=9), 'state_bits: expected 0'),
         (dict(include=['neck.*']), 'matches none'),
         (dict(exclude=['neck.*']), 'matches none'),
@@ -554,5 +614,33 @@ def test_tensors_that_went_through_a_pth_file_have_no_states(archive):
     torch.save(archive.decode(), file)
     loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     assert all(torch.equal(loaded[key], tensor) for key, tensor in archive.decode().items())
-    with pytest.raises(RiemError, match='found the weight of an ordinary checkpoint'):
-        live_net().load_state_dict(loaded)
+    assert find_unfitted(live_net(), loaded) and not find_unfitted(live_net(), archive.decode())
+
+
+# ---- back to weights ----
+
+
+@pytest.mark.parametrize('representation', REPRESENTATIONS)
+def test_dense_again(representation):
+    net, plain = live_net(representation=representation), seeded(Net)
+    expected = net.eval()(inputs()).detach()
+    kinds = [type(module) for module in plain.modules()]
+    assert list(make_dense(net)) == WEIGHTS
+    assert [type(module) for module in net.modules()] == kinds
+    assert set(net.state_dict()) == set(plain.state_dict())
+    torch.testing.assert_close(net(inputs()), expected)
+
+
+@pytest.mark.parametrize('representation', REPRESENTATIONS)
+def test_trained_states_are_encoded(representation):
+    """The weight that a file gives back is about the one that was trained."""
+    net = live_net(representation=representation, state_bits=0 if representation == 'lattice' else 8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1 + 0.02 * torch.randn(parameter.shape))
+    for name, states in make_dense(net).items():
+        encoded = states.encoded()
+        weight = states.view.to_matrix(net.get_parameter(name)).detach()
+        assert (encoded.decode() - weight).norm() < 0.03 * weight.norm()
+        again = type(encoded).from_payload(encoded.shape, encoded.settings(), encoded.to_payload())
+        assert torch.equal(again.decode(), encoded.decode())
