@@ -45,7 +45,9 @@ def _stock_class(name: str) -> type[nn.Module]:
     with MMENGINE_MODELS.switch_scope_and_registry(None) as registry:
         found = registry.get(name)
     if found is None:
-        elsewhere = [child.module_dict[name] for child in MMENGINE_MODELS.children.values() if name in child.module_dict]
+        elsewhere = [
+            child.module_dict[name] for child in MMENGINE_MODELS.children.values() if name in child.module_dict
+        ]
         found = elsewhere[0] if elsewhere else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise RiemError(

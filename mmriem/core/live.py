@@ -356,6 +356,14 @@ def representation_of(names: Mapping[str, Any]) -> type[Representation] | None:
     raise RiemError(f'expected states of one of {known}, found {", ".join(sorted(names))}')
 
 
+class HeldStates(nn.ModuleDict):
+    """The states of a live module's weights, by the names of the parameters that they stand for."""
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> HeldStates:
+        """Nothing: an initialiser takes for a layer what has a ``weight``, and finds that of the live module itself."""
+        return self
+
+
 class LiveModule:
     """Mixin that makes parameters of a module out of states; mixed in before the module's own class."""
 
@@ -456,7 +464,7 @@ def hold_states(module: nn.Module, attribute: str, states: WeightStates) -> None
 def _attach(module: nn.Module, attribute: str, states: WeightStates) -> None:
     del module._parameters[attribute]
     if STATES not in module._modules:
-        module.add_module(STATES, nn.ModuleDict())
+        module.add_module(STATES, HeldStates())
     module._modules[STATES].add_module(attribute, states.train(module.training))
     module.__class__ = live_class(type(module))
 
@@ -661,7 +669,7 @@ class RieMLinear(LiveModule, nn.Linear):
 
 def _own_states(layer: nn.Module, options: Mapping[str, Any]) -> None:
     """Turn the layer's own weight into states; one below ``surgery.DEFAULT_MIN_NUMEL`` stays a parameter."""
-    layer.add_module(STATES, nn.ModuleDict())
+    layer.add_module(STATES, HeldStates())
     make_live(layer, **options)
 
 

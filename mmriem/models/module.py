@@ -17,7 +17,6 @@ from mmriem.core.errors import RiemError
 from mmriem.core.live import WEIGHT_OPTIONS, Unfitted, find_unfitted, fit_all, make_live, writable_weights
 from mmriem.engine.checkpoint import load_into, state_dict_of
 from mmriem.engine.progress import show_progress
-from mmriem.registry import MODELS
 
 __all__ = ['RieMModule', 'riem_class']
 

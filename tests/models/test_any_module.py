@@ -58,7 +58,6 @@ NECKS = {
     ),
     'YOLOXPAFPN': dict(in_channels=[16, 32, 64], out_channels=32, num_csp_blocks=1),
 }
-SIZES = {'ResNet': 48}
 
 
 class ThirdPartyNet(BaseModule):
@@ -140,13 +139,16 @@ def test_drop_in_and_live_are_the_same(name, tmp_path):
     assert not stock.load_state_dict(tensors).missing_keys
     live.load_state_dict(tensors)
     held = {
-        f'{owner}.{attribute}' for owner, module in live.named_modules() if isinstance(module, LiveModule)
+        f'{owner}.{attribute}'
+        for owner, module in live.named_modules()
+        if isinstance(module, LiveModule)
         for attribute in module.riem._modules
     }
     own = {key for key in live.state_dict() if '.riem.' not in key}
     assert own == set(stock.state_dict()) - held and len(held) >= 2
+    live.eval(), stock.eval()
     with torch.no_grad():
-        assert_close(live.eval()(inputs_of(name)), stock.eval()(inputs_of(name)))
+        assert_close(live(inputs_of(name)), stock(inputs_of(name)))
 
 
 def test_a_third_party_backbone_by_config_alone(third_party, tmp_path):
@@ -155,10 +157,9 @@ def test_a_third_party_backbone_by_config_alone(third_party, tmp_path):
     live = MODELS.build(config.backbone)
     assert isinstance(live, ThirdPartyNet) and live.width == 32 and live.__doc__.startswith('`ThirdPartyNet`')
     assert type(live) is riem_class(ThirdPartyNet)
-    held = [name for name, module in live.named_modules() if isinstance(module, WeightStates)]
-    assert held == ['stem.riem.weight', 'body.0.riem.weight', 'attention.riem.in_proj_weight'] + [
-        'attention.out_proj.riem.weight'
-    ]
+    held = {name for name, module in live.named_modules() if isinstance(module, WeightStates)}
+    attention = {f'attention.{name}' for name in ('riem.in_proj_weight', 'out_proj.riem.weight')}
+    assert held == {'stem.riem.weight', 'body.0.riem.weight'} | attention and isinstance(live.scale, nn.Parameter)
     stock = MODELS.build(dict(type='ThirdPartyNet', width=32))
     tensors = written(live, tmp_path / 'x.riem')
     stock.load_state_dict(tensors)

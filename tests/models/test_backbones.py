@@ -81,11 +81,14 @@ def compressed(request, tmp_path_factory):
     return request.param, detector['backbone'], path
 
 
-def test_registered_classes_are_where_pickle_looks():
-    classes = [cls for cls in mmriem.registry.MODELS.module_dict.values() if issubclass(cls, RieMModule)]
+def test_classes_are_where_pickle_looks():
+    classes = [value for name, value in vars(mmriem.models).items() if name in mmriem.models.__all__]
+    classes = [
+        cls for cls in classes if isinstance(cls, type) and issubclass(cls, RieMModule) and cls is not RieMModule
+    ]
     assert {cls.__name__ for cls in classes} >= {'RieMResNet', 'RieMSwinTransformer', 'RieMFPN'}
     for cls in classes:
-        assert pickle.loads(pickle.dumps(cls)) is cls
+        assert pickle.loads(pickle.dumps(cls)) is cls is MODELS.get(f'mmriem.{cls.__name__}')
         assert issubclass(cls, cls.__mro__[2]) and cls.__name__ == f'RieM{cls.__mro__[2].__name__}'
 
 
@@ -112,11 +115,28 @@ def test_bias_tables_are_states_and_position_embeddings_parameters():
     assert isinstance(live.absolute_pos_embed, nn.Parameter)
 
 
-def test_pretrained_weights_that_are_no_states(tmp_path):
-    torch.save(ResNet(**RESNET).state_dict(), tmp_path / 'resnet.pth')
-    live = build('ResNet', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth')))
-    with pytest.raises(RiemError, match=r'conv1\.weight: expected states from a \.riem file'):
+@pytest.mark.parametrize('source', ['init_cfg', 'riem'])
+def test_pretrained_weights_are_fitted(source, tmp_path, capfd):
+    """Of the keys under a prefix, once, with progress."""
+    torch.manual_seed(0)
+    detector = nn.ModuleDict(dict(backbone=ResNet(**RESNET))).eval()
+    detector['backbone'].init_weights()
+    torch.save(detector.state_dict(), tmp_path / 'x.pth')
+    where = dict(checkpoint=str(tmp_path / 'x.pth'), prefix='backbone.')
+    riem = dict(representation='lattice', bits=8)
+    if source == 'init_cfg':
+        live = MODELS.build(
+            dict(type='mmriem.RieMResNet', riem=riem, init_cfg=dict(type='Pretrained', **where), **RESNET)
+        )
         live.init_weights()
+    else:
+        live = MODELS.build(dict(type='mmriem.RieMResNet', riem={**riem, **where}, **RESNET))
+    told = ''.join(capfd.readouterr())
+    assert told.count('fitting RieMResNet: 100 %') == 1
+    live.eval()
+    with torch.no_grad():
+        for found, expected in zip(live(image()), detector['backbone'](image())):
+            assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize('name', NAMES)
