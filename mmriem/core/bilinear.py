@@ -174,12 +174,13 @@ class Bilinear(Representation):
         return exact.product(states['q'], states['p']).float()
 
     @classmethod
-    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Bilinear:
+    def from_states(cls, states: dict[str, Tensor], settings: dict[str, Any] | None, period: int = 1) -> Bilinear:
         weight = cls.regenerate(states)
         exponent = _exponent(weight)
         q, p = (states[name] * 2.0**-exponent for name in cls.state_names)
         scaled = (weight.double() * 4.0**-exponent).float()
-        return cls._round(scaled, q, p, state_bits or STATE_BITS[1], None, _row_weights(None, weight), exponent)
+        bits = _state_bits(tuple(weight.shape), q.shape[1], settings)
+        return cls._round(scaled, q, p, bits, None, _row_weights(None, weight), exponent)
 
     @classmethod
     def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
@@ -268,6 +269,14 @@ def _highest_rank(shape: tuple[int, int], budget: float, bits: int) -> int:
     while rank > 0 and _payload_bits(shape, rank, bits) > budget:
         rank -= 1
     return rank
+
+
+def _state_bits(shape: tuple[int, int], rank: int, settings: dict[str, Any] | None) -> int:
+    """As the settings say; for a budget the most that it allows states of this rank, all of them if it allows none."""
+    settings = settings or {}
+    budget = settings.get('budget', math.inf)
+    allowed = [bits for bits in CANDIDATE_BITS if _payload_bits(shape, rank, bits) <= budget]
+    return settings.get('state_bits') or max(allowed, default=STATE_BITS[1])
 
 
 def _exponent(weight: Tensor) -> int:

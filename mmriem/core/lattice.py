@@ -175,7 +175,7 @@ class Lattice(Representation):
         }
 
     @classmethod
-    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Lattice:
+    def from_states(cls, states: dict[str, Tensor], settings: dict[str, Any] | None, period: int = 1) -> Lattice:
         """Rounds ``z`` to integers, and steps that are on no grid to that of ``FINE_OCTAVE``."""
         steps = [states[name].detach().double() for name in ('row', 'column')]
         signs = steps[0].sign()[:, None] * steps[1].sign()

@@ -198,11 +198,10 @@ class WeightStates(nn.Module):
         if kind is None:
             return None
         own, settings = self._fresh
-        options = settings if own is kind and settings is not None else {}
         states = {name: value.detach().cpu() for name, value in self.states().items()}
         if not all(value.isfinite().all() for value in states.values()):
             raise RiemError(f'weight {self.view.name!r}: expected finite states, found NaN or infinite ones')
-        return kind.from_states(states, period=self.view.period, state_bits=options.get('state_bits') or 0)
+        return kind.from_states(states, settings if own is kind else None, self.view.period)
 
     def begin_draft(self) -> bool:
         """From now on give out one dense weight that may be written to; False where that is so already."""

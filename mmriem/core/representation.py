@@ -108,12 +108,12 @@ class Representation(ABC):
 
     @classmethod
     @abstractmethod
-    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Representation:
+    def from_states(cls, states: dict[str, Tensor], settings: dict[str, Any] | None, period: int = 1) -> Representation:
         """Float states, as training leaves them, quantised again: the inverse of :meth:`states` where that can be.
 
         Args:
             states: float32, finite, on the CPU.
-            state_bits: of states that are quantised uniformly; 0: the most that there can be.
+            settings: of :meth:`configure`: how finely states are quantised, and what for; None: as finely as can be.
             period: the number of taps of a convolution's kernel.
         """
 

@@ -195,11 +195,11 @@ class Sigmoid(Representation):
         return _evaluate(*(states[name] for name in self.state_names))
 
     @classmethod
-    def from_states(cls, states: dict[str, Tensor], *, state_bits: int = 0, period: int = 1) -> Sigmoid:
+    def from_states(cls, states: dict[str, Tensor], settings: dict[str, Any] | None, period: int = 1) -> Sigmoid:
         (shifts, dmu, dq), q, p = states['M'].shape, states['q'], states['p']
-        blocks = dict(row_blocks=p.shape[0], col_blocks=q.shape[0])
-        settings = dict(dq=dq, dmu=dmu, shifts=shifts, state_bits=state_bits or STATE_BITS[1], **blocks)
-        fit = _Fit(cls.regenerate(states), settings, None, 0)
+        bits = settings['state_bits'] if settings else STATE_BITS[1]
+        own = dict(dq=dq, dmu=dmu, shifts=shifts, row_blocks=len(p), col_blocks=len(q), state_bits=bits)
+        fit = _Fit(cls.regenerate(states), own, None, 0)
         fit.start_from(states)
         return fit.quantised(lambda: None)
 
