@@ -201,6 +201,11 @@ class Bilinear(Representation):
         return {key: PackedTensor.of(codes, grid, unit) for key, grid, codes in zip('qp', self._grids, self._codes)}
 
     @classmethod
+    def pack_states(cls, states: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, State]:
+        bits = settings.get('state_bits') or min(CANDIDATE_BITS)
+        return {name: PackedTensor.nearest(state, bits) for name, state in states.items()}
+
+    @classmethod
     def rows(cls, states: Mapping[str, State]) -> int:
         return states['q'].shape[0]
 

@@ -198,13 +198,14 @@ class Lattice(Representation):
         return {**states, 'row': gain * states['row']}
 
     def packed_states(self) -> dict[str, State]:
+        return self.pack_states(self.states(), self.settings())
+
+    @classmethod
+    def pack_states(cls, states: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, State]:
         """The integers in the smallest type that holds them all: there is no access to rows of an entropy coded one."""
-        least, most = int(self._codes.min()), int(self._codes.max())
-        kinds = (np.int8, np.int16, np.int32)
-        small = next(kind for kind in kinds if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max)
-        rows, columns = self._step * _powers(self._rows), _powers(self._columns)
-        steps = {'row': rows.astype(np.float32), 'column': columns.astype(np.float32)}
-        return {name: torch.from_numpy(x) for name, x in {'z': self._codes.astype(small), **steps}.items()}
+        largest = int(states['z'].abs().max())
+        small = next(kind for kind in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(kind).max)
+        return {**states, 'z': states['z'].to(small)}
 
     @classmethod
     def rows(cls, states: Mapping[str, State]) -> int:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .container import WeightRecord
 from .errors import RiemError
+from .matrix_free import Factor, State, UnmadeWeight
 from .parallel import Task, run_all
 from .quantise import STATE_BITS
 from .representation import Progress, Representation, get_representation, representation_names
@@ -45,7 +46,7 @@ FITTED = 'riem_fitted'
 FROZEN, STRAIGHT_THROUGH = INTEGERS = ('frozen', 'straight_through')
 """What training does with integer states."""
 DEFAULT_RATIO = 0.19
-WEIGHT_OPTIONS = ('representation', 'ratio', 'bits', 'state_bits', 'effort', 'integers')
+WEIGHT_OPTIONS = ('representation', 'ratio', 'bits', 'state_bits', 'effort', 'integers', 'materialize')
 """Options of :func:`make_live` that concern each single weight."""
 MIN_SPREAD = 1e-6
 """Least standard deviation of a weight from fresh states: states of zeros would have no gradient."""
@@ -56,6 +57,10 @@ class WeightStates(nn.Module):
 
     In eval mode without gradients the weight is regenerated once and kept until the states change, the mode
     is set or the module moves. Writes through ``.data`` go unnoticed in between: call ``eval()`` after them.
+
+    Where the weight is not to be materialised, it is applied as :mod:`mmriem.core.matrix_free` does it. Then states
+    that are those of a file, or fresh, are held packed in eval mode: :attr:`values` and :attr:`fixed` are empty until
+    the mode is set to training or a gradient is wanted.
 
     Attributes:
         view: the weight.
@@ -69,6 +74,7 @@ class WeightStates(nn.Module):
         settings: of the representation, as :meth:`Representation.configure` makes them; None: hold it dense.
         effort: of a fit, see :class:`Representation`.
         integers: ``frozen`` or ``straight_through``.
+        materialize: False where only ``F.linear`` and ``F.conv2d`` read the weight, and shall not have it made.
     """
 
     def __init__(
@@ -78,11 +84,13 @@ class WeightStates(nn.Module):
         settings: Mapping[str, Any] | None,
         effort: float = 1.0,
         integers: str = FROZEN,
+        materialize: bool = True,
     ) -> None:
         super().__init__()
         self.view = view
         self.dtype = view.dtype
         self.integers = integers
+        self.materialize = materialize
         self.values = nn.Parameter(torch.empty(0))
         self.register_buffer('fixed', torch.empty(0), persistent=False)
         self._fresh = (get_representation(representation), settings)
@@ -91,9 +99,12 @@ class WeightStates(nn.Module):
         self._kept: tuple[tuple[int, ...], Tensor] | None = None
         self._draft: tuple[Tensor, Tensor] | None = None
         self._resized = False
+        self._packed: dict[str, State] | None = None
+        self._packed_at: tuple[int, ...] = ()
+        self._holds_packed = False
 
     def forward(self) -> Tensor:
-        """The weight in the shape of the parameter.
+        """The weight in the shape of the parameter, or what stands for one that is not materialised.
 
         Raises:
             RiemError: the states were resized after DistributedDataParallel took hold of them.
@@ -103,6 +114,8 @@ class WeightStates(nn.Module):
         differentiable = torch.is_grad_enabled() and self.values.requires_grad
         if differentiable and self._resized:
             self._require_new_gradient()
+        if not self.materialize and representation_of(self._shapes):
+            return UnmadeWeight(self, self.view.shape, self.dtype, self.values.device, differentiable)
         if self.training or differentiable:
             return self._weight(self.states())
         if self._kept is None or self._kept[0] != self._versions(self._kept[1]):
@@ -112,20 +125,43 @@ class WeightStates(nn.Module):
         return self._kept[1]
 
     def states(self) -> dict[str, Tensor]:
-        """The states by name, as views on :attr:`values` and :attr:`fixed`."""
+        """The states by name, as views on :attr:`values` and :attr:`fixed` where these hold them."""
+        if self._holds_packed:
+            return {name: self._packed[name][...].float() for name in self._shapes}
         found = {}
         for names, flat in zip(self._trained_and_fixed(self._shapes), (self.values, self.fixed)):
             parts = flat.split([math.prod(self._shapes[name]) for name in names])
             found.update((name, part.view(self._shapes[name])) for name, part in zip(names, parts))
         return {name: found[name] for name in self._shapes}
 
+    def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
+        """What a product that does not make the weight needs, see :class:`mmriem.core.matrix_free.Source`."""
+        if self._holds_packed and torch.is_grad_enabled() and self.values.requires_grad:
+            self._unpack()
+        kind = representation_of(self._shapes)
+        states = self._packed if self._holds_packed else _with_integers(kind, self.states())
+        return kind.factors(grouped), states
+
+    def made(self) -> Tensor:
+        """The weight, where something else reads it."""
+        return self._weight(self.states())
+
     @torch.no_grad()
-    def reset(self, states: Mapping[str, Tensor]) -> None:
+    def reset(self, states: Mapping[str, Tensor], packed: dict[str, State] | None = None) -> None:
         """Hold these states instead; names and sizes may differ from the present ones.
+
+        ``packed`` are the same ones, see :meth:`Representation.packed_states`; without them they are not packed.
 
         Raises:
             RiemError: no representation has states of these names.
         """
+        self._set(states)
+        self._packed = packed and _on_device(packed, self.values.device)
+        self._packed_at = self._state_versions()
+        if not self.training:
+            self._pack()
+
+    def _set(self, states: Mapping[str, Tensor]) -> None:
         kind = representation_of(states)
         ordered = {name: states[name] for name in (kind.state_names if kind else [DENSE])}
         trained, fixed = (_flat([states[name] for name in names]) for names in self._trained_and_fixed(ordered))
@@ -140,6 +176,22 @@ class WeightStates(nn.Module):
             self.fixed = fixed.to(self.values.device)
         self._shapes = {name: tuple(value.shape) for name, value in ordered.items()}
         self._kept = self._draft = None
+        self._holds_packed = False
+
+    def _pack(self) -> None:
+        """Hold the packed states alone, if there are any and the others have not been trained since."""
+        if self._packed is None or self._holds_packed or self._packed_at != self._state_versions():
+            return
+        with torch.inference_mode(False):
+            nothing = torch.empty(0, device=self.values.device)
+            self.values.data, self.values.grad, self.fixed = nothing, None, nothing.clone()
+        self._holds_packed = True
+
+    def _unpack(self) -> None:
+        if self._holds_packed:
+            with torch.inference_mode(False), torch.no_grad():
+                self._set(self.states())
+            self._packed_at = self._state_versions()
 
     def take(self, key: str, tensor: Tensor) -> None:
         """Hold the weight of a checkpoint: its states in a ``.riem`` file, else states that are fitted to it.
@@ -149,11 +201,14 @@ class WeightStates(nn.Module):
         """
         record = getattr(tensor, STATES, False)
         if isinstance(record, WeightRecord):
-            self.reset(record.encoded.states())
+            self._hold(record.encoded)
         elif record is None or self._fresh[1] is None:  # a .riem file keeps it dense, or it is too small for states
             self.reset({DENSE: tensor})
         else:
-            self.reset(self.fitted(key, tensor))
+            self._hold(self.fitted(key, tensor))
+
+    def _hold(self, encoded: Representation) -> None:
+        self.reset(encoded.states(), None if self.materialize else encoded.packed_states())
 
     def needs_fit(self, tensor: Tensor) -> bool:
         """Whether :meth:`take` would fit states to the tensor, and has not done so before."""
@@ -162,7 +217,7 @@ class WeightStates(nn.Module):
         fits = tuple(tensor.shape) == self.view.shape
         return is_ordinary and fits and getattr(tensor, FITTED, (None,))[0] != self._identity(tensor)
 
-    def fitted(self, key: str, tensor: Tensor, progress: Progress | None = None) -> dict[str, Tensor]:
+    def fitted(self, key: str, tensor: Tensor, progress: Progress | None = None) -> Representation:
         """States fitted to a weight in the Euclidean metric; kept with the tensor."""
         kind, settings = self._fresh
         if self.needs_fit(tensor):
@@ -171,7 +226,7 @@ class WeightStates(nn.Module):
                 encoded = kind.fit(matrix, dict(settings), effort=self._effort, progress=progress)
             except RiemError as error:
                 raise RiemError(f'{key}: {error}') from error
-            setattr(tensor, FITTED, (self._identity(tensor), encoded.states()))
+            setattr(tensor, FITTED, (self._identity(tensor), encoded))
         return getattr(tensor, FITTED)[1]
 
     def initialise(self, weight: Tensor) -> None:
@@ -186,7 +241,12 @@ class WeightStates(nn.Module):
             spread = max(float(wanted.std(unbiased=False)), MIN_SPREAD)
             gain = spread / max(float(current.std(unbiased=False)), 1e-12)
             shift = float(wanted.mean()) - gain * float(current.mean())
-            self.reset(kind.scaled_states(drawn, gain, shift))
+            states = kind.scaled_states(drawn, gain, shift)
+            if self.materialize:
+                self.reset(states)
+            else:
+                packed = kind.pack_states(states, settings)
+                self.reset({name: state[...].float() for name, state in packed.items()}, packed)
 
     def encoded(self) -> Representation | None:
         """The states as they are written to a file; None for a weight that is held dense.
@@ -222,9 +282,14 @@ class WeightStates(nn.Module):
             self.initialise(weight)
 
     def train(self, mode: bool = True) -> WeightStates:
-        """Also forgets the kept weight."""
+        """Also forgets the kept weight, and packs or unpacks states."""
         self._kept = None
-        return super().train(mode)
+        super().train(mode)
+        if mode:
+            self._unpack()
+        else:
+            self._pack()
+        return self
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
@@ -234,8 +299,10 @@ class WeightStates(nn.Module):
 
     def _versions(self, weight: Tensor) -> tuple[int, ...]:
         """Other numbers after every write to the states or to the weight that was made of them."""
-        held = self.values, self.fixed
-        return *(number for x in held for number in (x.data_ptr(), x._version)), weight._version
+        return *self._state_versions(), weight._version
+
+    def _state_versions(self) -> tuple[int, ...]:
+        return tuple(number for x in (self.values, self.fixed) for number in (x.data_ptr(), x._version))
 
     def _trained_and_fixed(self, names: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """The names of states, divided into those that are trained and those that are not."""
@@ -255,9 +322,8 @@ class WeightStates(nn.Module):
         if kind is None:
             weight = states[DENSE]
         else:
-            rounded = {name: _nearest_integers(states[name]) for name in kind.integer_states}
             with torch.autocast(self.values.device.type, enabled=False):
-                weight = self.view.from_matrix(kind.regenerate({**states, **rounded}))
+                weight = self.view.from_matrix(kind.regenerate(_with_integers(kind, states)))
         return weight.to(self.dtype)
 
     def _require_new_gradient(self) -> None:
@@ -281,7 +347,12 @@ class WeightStates(nn.Module):
             converted = fn(tensor)
             return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
 
-        return super()._apply(placed, recurse)
+        unchanged = self._packed_at == self._state_versions()
+        super()._apply(placed, recurse)
+        if self._packed is not None:
+            self._packed = _on_device(self._packed, self.values.device)
+            self._packed_at = self._state_versions() if unchanged else ()
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, value in self.states().items():
@@ -305,9 +376,16 @@ class WeightStates(nn.Module):
         try:
             if {name: tuple(value.shape) for name, value in found.items()} != self._shapes:
                 self._check(found)
-            self.reset(found)
+            self.reset(found, self._packed if self._has(found) else None)
         except RiemError as error:
             error_msgs.append(f'{prefix[:-1]}: {error}')
+
+    def _has(self, states: Mapping[str, Tensor]) -> bool:
+        """Whether the packed states are these."""
+        if self._packed is None or (not self._holds_packed and self._packed_at != self._state_versions()):
+            return False
+        own = self.states()
+        return set(own) == set(states) and all(torch.equal(own[name], value) for name, value in states.items())
 
     @torch.no_grad()
     def _check(self, states: Mapping[str, Tensor]) -> None:
@@ -333,6 +411,14 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 def _nearest_integers(values: Tensor) -> Tensor:
     """Rounded; the gradient passes as if they were not."""
     return values + (values.round() - values).detach() if values.requires_grad else values.round()
+
+
+def _with_integers(kind: type[Representation], states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**states, **{name: _nearest_integers(states[name]) for name in kind.integer_states}}
+
+
+def _on_device(states: Mapping[str, State], device: torch.device) -> dict[str, State]:
+    return {name: state.to(device) for name, state in states.items()}
 
 
 def _as_float(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -516,6 +602,7 @@ def make_live(
     state_bits: int = 0,
     effort: float = 1.0,
     integers: str = FROZEN,
+    materialize: bool = True,
     include: Sequence[str] = ('*',),
     exclude: Sequence[str] = (),
 ) -> list[str]:
@@ -534,6 +621,8 @@ def make_live(
         effort: of fits to an ordinary checkpoint, likewise.
         integers: what training does with the integer states of a lattice: ``frozen``, it moves the steps, or
             ``straight_through``, it moves the integers.
+        materialize: False: the weights of ``nn.Linear`` and ``nn.Conv2d`` are never made as a whole, but applied
+            block by block, see :mod:`mmriem.core.matrix_free`.
         include, exclude: glob patterns on state-dict keys.
 
     Returns:
@@ -560,7 +649,8 @@ def make_live(
             view.matrix_shape, rate * math.prod(view.shape), state_bits=state_bits, period=view.period
         )
         first, *others = (owners[name] for name in (view.name, *view.aliases))
-        states = WeightStates(view, representation, settings, effort, integers)
+        blockwise = first.attribute == 'weight' and isinstance(first.module, (nn.Linear, nn.Conv2d))
+        states = WeightStates(view, representation, settings, effort, integers, materialize or not blockwise)
         hold_states(first.module, first.attribute, states)
         for other in others:
             if other.attribute in other.module._parameters:  # gone where the whole module is shared

@@ -57,6 +57,12 @@ class PackedTensor:
         planes = np.unpackbits(codes.cpu().numpy()[..., None], axis=-1)[..., 8 - grid.bits :]
         return cls(torch.from_numpy(np.packbits(planes.reshape(*codes.shape[:-1], -1), axis=-1)), grid, unit)
 
+    @classmethod
+    def nearest(cls, states: Tensor, bits: int) -> PackedTensor:
+        """Float states ``(..., D)`` at the nearest of ``2**bits`` levels of each column."""
+        grid = Grid.between(states, bits)
+        return cls.of(grid.nearest(states), grid)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """``(..., D)``."""
@@ -347,12 +353,6 @@ class _Differentiable(torch.autograd.Function):
 class Source(Protocol):
     """What an :class:`UnmadeWeight` asks for."""
 
-    dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
-
     def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
         """The factors of the weight matrix and its states; one factor where the layer is ``grouped``."""
 
@@ -366,10 +366,10 @@ class UnmadeWeight(Tensor):
     source: Source
 
     @staticmethod
-    def __new__(cls, source: Source, device: torch.device, requires_grad: bool) -> UnmadeWeight:
-        weight = Tensor._make_wrapper_subclass(
-            cls, source.shape, dtype=source.dtype, device=device, requires_grad=requires_grad
-        )
+    def __new__(
+        cls, source: Source, shape: Sequence[int], dtype: torch.dtype, device: torch.device, requires_grad: bool = False
+    ) -> UnmadeWeight:
+        weight = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device, requires_grad=requires_grad)
         weight.source = source
         return weight
 
@@ -397,7 +397,7 @@ def _made(value: Any) -> Any:
 
 def _linear(input: Tensor, weight: UnmadeWeight, bias: Tensor | None = None) -> Tensor:
     factors, states = weight.source.factors(grouped=False)
-    y = linear(input, factors, states, weight.source.dtype)
+    y = linear(input, factors, states, weight.dtype)
     return y if bias is None else y + _made(bias).to(y.dtype)
 
 
@@ -410,10 +410,9 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    source = weight.source
-    factors, states = source.factors(grouped=groups > 1)
+    factors, states = weight.source.factors(grouped=groups > 1)
     how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    y = conv2d(input, factors, states, source.dtype, source.shape, **how)
+    y = conv2d(input, factors, states, weight.dtype, weight.shape, **how)
     return y if bias is None else y + _made(bias).to(y.dtype)[:, None, None]
 
 

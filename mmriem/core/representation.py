@@ -138,6 +138,11 @@ class Representation(ABC):
 
     @classmethod
     @abstractmethod
+    def pack_states(cls, states: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, State]:
+        """Float states of the sizes of :meth:`random_states`, quantised to the nearest level and held likewise."""
+
+    @classmethod
+    @abstractmethod
     def blocks(cls, states: Mapping[str, State], most: int, taps: int = 1) -> Iterator[Block]:
         """Consecutive rows of the matrix with their states, of at most ``most`` elements or one row.
 

@@ -226,6 +226,10 @@ class Sigmoid(Representation):
         return {**packed, 'M': metric, 'b': self._b, 'w': self._w, 'c': self._c}
 
     @classmethod
+    def pack_states(cls, states: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, State]:
+        return {**states, **{key: PackedTensor.nearest(states[key], settings['state_bits']) for key in 'qp'}}
+
+    @classmethod
     def rows(cls, states: Mapping[str, State]) -> int:
         return states['q'].shape[1]
 

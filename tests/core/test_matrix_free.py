@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from mmriem.core import get_representation, matrix_free
+from mmriem.core.compress import Settings, compress
+from mmriem.core.live import RieMLinear, WeightStates, make_dense, make_live
+from mmriem.core.manifest import Source
 from mmriem.core.matrix_free import EVERYTHING, PackedTensor, UnmadeWeight, spans
 from mmriem.core.quantise import Grid
 
@@ -203,7 +208,7 @@ def test_a_lattice_of_large_integers_is_held_in_wider_ones():
     fitted = encode('lattice', (20, 30))
     for factor, dtype in ((1, torch.int8), (100, torch.int16), (10**6, torch.int32)):
         codes = fitted.codes.clip(-2, 2) * factor + factor
-        wider = type(fitted)(codes, 1.0, np.zeros(20, np.int32), np.zeros(30, np.int32), 1)
+        wider = type(fitted)(codes.astype(np.int32), 1.0, np.zeros(20, np.int32), np.zeros(30, np.int32), 1)
         assert wider.packed_states()['z'].dtype == dtype
         assert np.array_equal(wider.packed_states()['z'].numpy(), codes)
 
@@ -211,10 +216,8 @@ def test_a_lattice_of_large_integers_is_held_in_wider_ones():
 # ---- a weight that is not there ----
 
 
-class Source:
+class Made:
     """Counts how often the weight is made."""
-
-    dtype = torch.float32
 
     def __init__(self, shape):
         self.shape, self.count = shape, 0
@@ -228,17 +231,17 @@ class Source:
         return self.encoded.decode().view(self.shape)
 
     def unmade(self):
-        return UnmadeWeight(self, torch.device('cpu'), requires_grad=False)
+        return UnmadeWeight(self, self.shape, torch.float32, torch.device('cpu'))
 
 
 def test_functional_layers_apply_an_unmade_weight_in_blocks():
-    source, bias = Source((30, 50)), inputs(30)
+    source, bias = Made((30, 50)), inputs(30)
     for y in (
         F.linear(inputs(2, 50), source.unmade(), bias),
         F.linear(inputs(2, 50), weight=source.unmade(), bias=bias),
     ):
         torch.testing.assert_close(y, F.linear(inputs(2, 50), source.encoded.decode(), bias), **CLOSE)
-    source = Source((24, 16, 3, 3))
+    source = Made((24, 16, 3, 3))
     y = F.conv2d(inputs(2, 16, 8, 8), source.unmade(), bias[:24], 2, padding=1)
     expected = F.conv2d(inputs(2, 16, 8, 8), source.encoded.decode().view(24, 16, 3, 3), bias[:24], 2, 1)
     torch.testing.assert_close(y, expected, **CLOSE)
@@ -246,7 +249,7 @@ def test_functional_layers_apply_an_unmade_weight_in_blocks():
 
 
 def test_whatever_else_reads_an_unmade_weight_has_it_made():
-    source = Source((30, 50))
+    source = Made((30, 50))
     weight = source.unmade()
     assert tuple(weight.shape) == (30, 50) and weight.dtype == torch.float32 and weight.dim() == 2
     assert weight.device.type == 'cpu' and weight.numel() == 1500 and 'UnmadeWeight' in repr(weight)
@@ -255,3 +258,109 @@ def test_whatever_else_reads_an_unmade_weight_has_it_made():
     torch.testing.assert_close(torch.stack([weight, weight])[1].mean(), source.encoded.decode().mean())
     torch.testing.assert_close(weight.detach().numpy(), source.encoded.decode().numpy())
     assert source.count > 0
+
+
+# ---- live modules ----
+
+
+class Net(nn.Module):
+    """A weight of each kind that is read in another way as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 24, 3, padding=1, padding_mode='circular')
+        self.grouped = nn.Conv2d(24, 48, 3, groups=2, bias=False)
+        self.up = nn.ConvTranspose2d(48, 24, 2, stride=2)
+        self.attention = nn.MultiheadAttention(24, 2, batch_first=True)
+        self.head = nn.Linear(24, 32)
+
+    def forward(self, x):
+        tokens = self.up(self.grouped(F.relu(self.conv(x)))).flatten(2).transpose(1, 2)
+        return self.head(self.attention(tokens, tokens, tokens)[0]).sum(1)
+
+
+def live_net(representation, **options):
+    torch.manual_seed(3)
+    net = Net()
+    make_live(net, **{'representation': representation, 'ratio': 0.3, 'materialize': False, **options})
+    return net
+
+
+def held(net):
+    return {name: module for name, module in net.named_modules() if isinstance(module, WeightStates)}
+
+
+@pytest.mark.parametrize('representation', REPRESENTATIONS)
+def test_a_network_computes_and_learns_what_it_does_with_its_weights(representation):
+    net = live_net(representation)
+    plain = copy.deepcopy(net)
+    for states in held(plain).values():
+        states.materialize = True
+    applied_in_blocks = {name for name, states in held(net).items() if not states.materialize}
+    expected = {'conv', 'grouped', 'attention.out_proj', 'head'}
+    assert applied_in_blocks == {f'{name}.riem.weight' for name in expected}
+    x = inputs(2, 8, 4, 4)
+    torch.testing.assert_close(net(x), plain(x), **CLOSE)
+    net(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    for one, other in zip(net.parameters(), plain.parameters()):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4 * float(other.grad.abs().max()))
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(x), plain.eval()(x), **CLOSE)
+
+
+@pytest.mark.parametrize('representation', REPRESENTATIONS)
+def test_states_of_a_file_are_packed_when_a_network_is_run(representation):
+    torch.manual_seed(4)
+    settings = Settings(representation, ratio=0.6 if representation != 'lattice' else 0.3, effort=0.05)
+    archive = compress(Net(), settings, dataset_meta={}, source=Source('net.pth', '0' * 64)).archive
+    dense = Net().eval()
+    dense.load_state_dict(archive.decode())
+    net = live_net(representation).eval()
+    net.load_state_dict(archive.decode())
+    states = net.head.riem.weight
+    x = inputs(2, 8, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), dense(x), **CLOSE)
+    assert states.values.numel() == states.fixed.numel() == 0
+    other = live_net(representation).eval()
+    other.load_state_dict(net.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(net.state_dict().values(), other.state_dict().values()))
+    with torch.no_grad():
+        torch.testing.assert_close(copy.deepcopy(net)(x), other(x), **CLOSE)
+
+
+@pytest.mark.parametrize('representation', REPRESENTATIONS)
+def test_packed_states_are_unpacked_for_training(representation):
+    net = live_net(representation).eval()
+    states = net.head.riem.weight
+    before = {name: state.clone() for name, state in states.states().items()}
+    parameter = states.values
+    assert parameter.numel() == 0
+    net(inputs(2, 8, 4, 4)).sum().backward()  # in eval mode, as frozen norms are
+    assert states.values is parameter and parameter.grad.numel() == parameter.numel() > 0
+    assert all(torch.equal(before[name], state) for name, state in states.states().items())
+    net.eval()
+    assert parameter.numel() == 0 and parameter.grad is None
+    net.train()
+    with torch.no_grad():
+        parameter.mul_(1.5)
+    net.eval()
+    moved = {'bilinear': 'p', 'lattice': 'row', 'sigmoid': 'w'}[representation]
+    assert parameter.numel() > 0 and not torch.equal(before[moved], states.states()[moved])
+
+
+def test_half_precision_keeps_packed_states():
+    net = live_net('sigmoid').eval()
+    with torch.no_grad():
+        expected = net(inputs(2, 8, 4, 4))
+        found = net.half()(inputs(2, 8, 4, 4).half())
+    assert net.head.riem.weight.values.numel() == 0 and found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_a_linear_layer_by_itself():
+    layer = RieMLinear(60, 40, representation='bilinear', ratio=0.3, materialize=False)
+    torch.testing.assert_close(layer(inputs(5, 60)), F.linear(inputs(5, 60), layer.weight, layer.bias), **CLOSE)
+    assert 0.5 < float(layer.weight.detach().std()) * 60**0.5 * 3**0.5 < 1.5
+    assert list(make_dense(layer)) == ['weight'] and type(layer.weight) is nn.Parameter
