@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_map
 
 from .quantise import Grid
 
-BLOCK = 1 << 18
-"""Most weights that are made at a time: 1 MiB in float32. A row is never divided."""
+BLOCK = 1 << 17
+"""Most weights that are made at a time: half a MiB in float32. A row is never divided."""
 UNPACKED = 1 << 14
 """States that are unpacked at a time: their integers take several times as many bytes as they themselves."""
 EVERYTHING = slice(None)

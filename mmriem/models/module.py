@@ -30,8 +30,8 @@ class RieMModule:
     and resizes them as parameters.
 
     Args:
-        riem: `representation`, `ratio` or `bits`, `state_bits`, `effort`, `integers`, `include`, `exclude` as
-            for `mmriem.core.live.make_live`, with patterns on the module's own keys (`layer1.*`). With
+        riem: `representation`, `ratio` or `bits`, `state_bits`, `effort`, `integers`, `materialize`, `include`,
+            `exclude` for `mmriem.core.live.make_live`, with patterns on the module's own keys (`layer1.*`). With
             `checkpoint`, states are loaded when the module is built, from the keys of that file that begin
             with `prefix`; else, as of any model, by `load_from` or `init_cfg`. Distributed training from a
             `.riem` file of `sigmoid` or `bilinear` states needs it: their number comes from the file and must
