@@ -197,6 +197,29 @@ def compress(
     return Compressed(archive, report)
 
 
+def reencode(
+    model: nn.Module, kept: Mapping[str, Representation], *, dataset_meta: Mapping[str, Any], source: Source
+) -> Compressed:
+    """Write weights in the representations that are given; everything else stays dense or is derived. No fit.
+
+    Args:
+        model: any module.
+        kept: representations by the state-dict key of their weight.
+        dataset_meta, source: for the file.
+    """
+    started = time.perf_counter()
+    state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    views = [view for view in every_weight(model) if view.name in kept]
+    job = _Job(model, state_dict, views, Settings(), None, dict(dataset_meta), source, 'cpu', Crew())
+    job.recorded.clear()
+    job.recorded['states'] = 'as trained'
+    pieces = {view.name: Piece.whole(view, state_dict[view.name], kept[view.name], None, 0.0) for view in views}
+    archive = job.final_archive(pieces, state_dict)
+    report = _report(archive, model, pieces, job)
+    report['totals']['wall_seconds'] = time.perf_counter() - started
+    return Compressed(archive, report)
+
+
 def problem_of(view: WeightView, tensor: Tensor, metric: Metric | None, device: str = 'cpu') -> Problem:
     """What a lattice has to solve for a weight; without a metric that is the identity."""
     matrix = view.to_matrix(tensor).to(device)

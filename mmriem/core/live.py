@@ -680,6 +680,15 @@ class Unfitted:
     states: WeightStates
 
 
+def holds_states(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is that of a model with live modules.
+
+    >>> holds_states(RieMLinear(32, 32).state_dict()), holds_states(nn.Linear(32, 32).state_dict())
+    (True, False)
+    """
+    return any(f'.{STATES}.' in f'.{key}' for key in tensors)
+
+
 def find_unfitted(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = '') -> list[Unfitted]:
     """What loading ``tensors`` into the model would have to fit: each weight once.
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmriem.core import container
-from mmriem.core.compress import OnProgress, Settings, compress
+from mmriem.core.compress import OnProgress, Settings, compress, reencode
 from mmriem.core.errors import RiemError
+from mmriem.core.live import holds_states, make_dense
 from mmriem.core.manifest import Source
 from mmriem.visualization import report_page
 
@@ -97,6 +98,9 @@ def compress_detector(
 ) -> dict[str, Any]:
     """Compress a detector and write the outputs; returns the report.
 
+    The states of a trained RieM model are written as they are, and every other weight of it dense, unless `settings`
+    has a budget: then all its weights are compressed anew.
+
     Args:
         config: path, or `PACKAGE::PATH`.
         checkpoint: a `.pth` file.
@@ -120,19 +124,20 @@ def compress_detector(
     cfg = read_config(config, options)
     read = read_checkpoint(checkpoint, trust=trust)
     model = build_detector(cfg)
+    if not holds_states(read.state_dict):
+        make_dense(model)  # so that its weights are compressed, and not fitted while they are loaded
     load_into(model, read.state_dict, checkpoint)
     read.state_dict.clear()  # as large as the model
-    probe = DetectorProbe(cfg, image_count, settings.seed, images) if metric == PULLBACK else None
-    compressed = compress(
-        model,
-        settings,
-        probe=probe,
-        dataset_meta=dataset_meta(cfg, read.dataset_meta),
-        source=Source(Path(checkpoint).name, read.sha256),
-        device=device,
-        threads=threads,
-        on_progress=on_progress,
-    )
+    told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
+    states = make_dense(model)
+    if states and not settings.has_budget:
+        encoded = {name: weight.encoded() for name, weight in states.items()}
+        compressed = reencode(model, {name: kept for name, kept in encoded.items() if kept is not None}, **told)
+    else:
+        probe = DetectorProbe(cfg, image_count, settings.seed, images) if metric == PULLBACK else None
+        compressed = compress(
+            model, settings, probe=probe, device=device, threads=threads, on_progress=on_progress, **told
+        )
     container.write(outputs.riem, compressed.archive, force=force)
     report = {
         'file': outputs.riem.name,
