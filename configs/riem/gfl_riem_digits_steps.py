@@ -1,8 +1,8 @@
 """Fine-tuning of a compressed demo detector: integer states stay as they are, training moves steps, norms and biases.
 
-python tools/compress.py configs/demo/gfl_r18_fpn_digits.py demo/gfl_r18_fpn_digits.pth --bits 0.5 --out half.riem
-python tools/train.py configs/riem/gfl_riem_digits_steps.py --cfg-options load_from=half.riem
-python tools/compress.py configs/riem/gfl_riem_digits_steps.py work_dirs/gfl_riem_digits_steps/epoch_4.pth --out tuned.riem
+python tools/compress.py configs/demo/gfl_r18_fpn_digits.py demo/gfl_r18_fpn_digits.pth --bits 0.5 --out small.riem
+python tools/train.py configs/riem/gfl_riem_digits_steps.py --work-dir tuned --cfg-options load_from=small.riem
+python tools/compress.py configs/riem/gfl_riem_digits_steps.py tuned/epoch_2.pth --out tuned.riem
 """
 
 _base_ = '../demo/gfl_r18_fpn_digits.py'
@@ -12,7 +12,7 @@ model = dict(type='mmriem.RieMGFL', riem=dict(representation='lattice', integers
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=0.1)})
 )
-max_epochs = 4
+max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),

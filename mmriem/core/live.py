@@ -547,7 +547,7 @@ def hold_states(module: nn.Module, attribute: str, states: WeightStates) -> None
 
 
 def _attach(module: nn.Module, attribute: str, states: WeightStates) -> None:
-    del module._parameters[attribute]
+    module._parameters[attribute] = None  # keeps its place, should the module become dense again
     if STATES not in module._modules:
         module.add_module(STATES, HeldStates())
     module._modules[STATES].add_module(attribute, states.train(module.training))
@@ -653,7 +653,7 @@ def make_live(
         states = WeightStates(view, representation, settings, effort, integers, materialize or not blockwise)
         hold_states(first.module, first.attribute, states)
         for other in others:
-            if other.attribute in other.module._parameters:  # gone where the whole module is shared
+            if other.module._parameters[other.attribute] is not None:  # so it is where the whole module is shared
                 _attach(other.module, other.attribute, states)
     return [view.name for view in views]
 

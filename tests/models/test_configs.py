@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from mmriem.core.live import WeightStates
@@ -17,8 +18,33 @@ STOCK = {
 }
 
 
+WHOLE = ('steps', 'integers', 'sigmoid', 'sigmoid-from-scratch')
+
+
 def test_all_are_tested():
-    assert {path.stem for path in FOLDER.glob('*.py')} == set(STOCK)
+    whole = {f'gfl_riem_digits_{name}' for name in WHOLE}
+    assert {path.stem for path in FOLDER.glob('*.py')} == set(STOCK) | whole | {'finetune_table'}
+
+
+@pytest.mark.parametrize('name', WHOLE)
+def test_a_detector_that_holds_states_as_a_whole(name):
+    """Its states have another rate of learning than the rest."""
+    config = Config.fromfile(FOLDER / f'gfl_riem_digits_{name}.py')
+    init_default_scope(config.default_scope)
+    detector = MODELS.build(config.model)
+    held = {
+        parameter
+        for module in detector.modules()
+        if isinstance(module, WeightStates)
+        for parameter in module.parameters()
+    }
+    optimizer = build_optim_wrapper(detector, config.optim_wrapper).optimizer
+    factors = {'steps': 0.1, 'integers': 10, 'sigmoid': 0.1, 'sigmoid-from-scratch': 1}
+    for group in optimizer.param_groups:
+        factor = factors[name] if group['params'][0] in held else 1
+        assert group['lr'] == pytest.approx(factor * optimizer.defaults['lr'])
+    assert len(held) > 20
+    assert str(config.model.type) == 'mmriem.RieMGFL' and isinstance(detector, MODELS.get('GFL'))
 
 
 @pytest.mark.parametrize('name', STOCK)

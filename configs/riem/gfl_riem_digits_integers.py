@@ -1,18 +1,18 @@
-"""Fine-tuning of a compressed demo detector: integer states are trained straight through.
+"""Fine-tuning of a compressed demo detector: integer states are trained straight through, with norms and biases.
 
-python tools/compress.py configs/demo/gfl_r18_fpn_digits.py demo/gfl_r18_fpn_digits.pth --bits 0.5 --out half.riem
-python tools/train.py configs/riem/gfl_riem_digits_straight-through.py --cfg-options load_from=half.riem
-python tools/compress.py configs/riem/gfl_riem_digits_straight-through.py work_dirs/gfl_riem_digits_straight-through/epoch_4.pth --out tuned.riem
+python tools/compress.py configs/demo/gfl_r18_fpn_digits.py demo/gfl_r18_fpn_digits.pth --bits 0.5 --out small.riem
+python tools/train.py configs/riem/gfl_riem_digits_integers.py --work-dir tuned --cfg-options load_from=small.riem
+python tools/compress.py configs/riem/gfl_riem_digits_integers.py tuned/epoch_2.pth --out tuned.riem
 """
 
 _base_ = '../demo/gfl_r18_fpn_digits.py'
 
 model = dict(type='mmriem.RieMGFL', riem=dict(representation='lattice', integers='straight_through'))
-# integers are large numbers: an update moves them by ten times what it moves norms and biases by
+# an integer changes where its real number has moved by a half: far longer steps than for norms and biases
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=10.0)})
 )
-max_epochs = 4
+max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),

@@ -1,0 +1,56 @@
+"""What tools/finetune_table.py runs; the demo set is made by tools/make_digits.py.
+
+At about 1.2 bits per weight little is lost, so a lower rate shows how much comes back.
+"""
+
+
+def schedule(epochs, rate, factor):
+    """Adam without decay, short warm-up, cosine; `factor` on the rate of what a lattice trains."""
+    return {
+        'train_cfg.max_epochs': epochs,
+        'train_cfg.val_interval': 100,
+        'optim_wrapper.optimizer': dict(type='AdamW', lr=rate, weight_decay=0.0),
+        'optim_wrapper.paramwise_cfg': dict(custom_keys={'riem': dict(lr_mult=factor)}),
+        'param_scheduler': [
+            dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
+            dict(type='CosineAnnealingLR', T_max=epochs, end=epochs, by_epoch=True, convert_to_iter_based=True),
+        ],
+        'default_hooks.checkpoint': dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+        'log_level': 'INFO',
+    }
+
+
+detectors = dict(
+    gfl=dict(config='configs/demo/gfl_r18_fpn_digits.py', checkpoint='demo/gfl_r18_fpn_digits.pth'),
+    swin=dict(config='configs/demo/faster-rcnn_swin_fpn_digits.py', checkpoint='demo/faster-rcnn_swin_fpn_digits.pth'),
+    retinanet=dict(
+        config='../shared/data/detectors/retinanet_r18_bccd.py',
+        checkpoint='../shared/data/detectors/retinanet_r18_bccd.pth',
+    ),
+    bccd_swin=dict(
+        config='../shared/data/detectors/faster-rcnn_swin_bccd.py',
+        checkpoint='../shared/data/detectors/faster-rcnn_swin_bccd.pth',
+    ),
+)
+how = dict(steps=('frozen', 1e-3, 0.1), integers=('straight_through', 1e-3, 10.0))
+bccd = {'train_dataloader.dataset.times': 1}  # an epoch is one pass over the 292 images
+runs = [
+    dict(
+        name=f'{detector}_{kind}_{bits:g}',
+        bits=bits,
+        riem=dict(representation='lattice', integers=how[kind][0]),
+        options={**schedule(epochs, *how[kind][1:]), **options},
+        **detectors[detector],
+    )
+    for detector, kind, bits, epochs, options in (
+        ('gfl', 'integers', 1.2, 1, {}),
+        ('gfl', 'integers', 0.5, 1, {}),
+        ('gfl', 'steps', 0.5, 1, {}),
+        ('swin', 'integers', 1.2, 1, {}),
+        ('swin', 'integers', 0.5, 1, {}),
+        ('retinanet', 'integers', 1.2, 2, bccd),
+        ('retinanet', 'integers', 0.5, 2, bccd),
+        ('bccd_swin', 'integers', 1.2, 2, bccd),
+        ('bccd_swin', 'integers', 0.4, 2, bccd),
+    )
+]
