@@ -571,7 +571,7 @@ def make_dense(model: nn.Module) -> dict[str, WeightStates]:
             module.__class__, held = _plain_class(type(module)), module._modules.pop(STATES)
             for attribute, states in held._modules.items():
                 if states not in parameters:
-                    parameters[states] = nn.Parameter(states().detach().clone(), states.values.requires_grad)
+                    parameters[states] = nn.Parameter(states.made().detach().clone(), states.values.requires_grad)
                     released[f'{prefix}.{attribute}' if prefix else attribute] = states
                 module.register_parameter(attribute, parameters[states])
     return released
