@@ -80,6 +80,7 @@ def parse_args() -> argparse.Namespace:
         '--state-bits', type=int, default=0, help='bits of a state (default: by the budget; the paper: 8)'
     )
     parser.add_argument('--shifts', type=int, default=6, help='relative vectors of sigmoid (default and paper: 6)')
+    parser.add_argument('--dmu', type=int, default=0, help='inner dimension of its metric (default: to match Dq)')
     parser.add_argument('--seeds', type=int, default=1, help='random starts of each fit, the worse ones culled early')
     parser.add_argument('--seed', type=int, default=0, help='the first of them')
     parser.add_argument('--effort', type=float, default=1.0, help='factor on the optimisation steps (default: 1)')
@@ -130,6 +131,7 @@ def main() -> None:
         exclude=tuple(args.exclude),
         state_bits=args.state_bits,
         shifts=args.shifts,
+        dmu=args.dmu,
         seeds=args.seeds,
         seed=args.seed,
         effort=args.effort,

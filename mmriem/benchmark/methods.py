@@ -100,18 +100,19 @@ class Svd(PackedMethod):
     def pack(self, matrix: Tensor, bits: float) -> bytes:
         """Left factor, then right factor, each as lows, steps, codes."""
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        rank, root = self._rank(tuple(matrix.shape), bits), values.sqrt()
+        rank, root = self.rank(tuple(matrix.shape), bits), values.sqrt()
         factors = (left * root)[:, :rank], (right.T * root)[:, :rank]
         return b''.join(pack_columns(factor, 8) for factor in factors)
 
     def unpack(self, reader: PayloadReader, shape: tuple[int, int], bits: float) -> Tensor:
         """See `PackedMethod`."""
-        rank = self._rank(shape, bits)
+        rank = self.rank(shape, bits)
         left, right = (unpack_columns(reader, (rows, rank), 8) for rows in shape)
         return left @ right.T
 
     @staticmethod
-    def _rank(shape: tuple[int, int], bits: float) -> int:
+    def rank(shape: tuple[int, int], bits: float) -> int:
+        """Of a matrix of that shape: the highest with at most these bits for each weight, at least 1."""
         column = 8 * sum(shape) + 2 * 2 * 16  # bits of the codes, and of two lows and two steps
         return min(max(1, int(bits * shape[0] * shape[1] / column)), *shape)
 

@@ -70,6 +70,7 @@ class Settings:
         min_numel: weights with fewer elements stay dense.
         state_bits: bits of a quantised state; 0 lets each weight's budget decide. The paper has 8.
         shifts: relative vectors of ``sigmoid``; the paper has 6.
+        dmu: inner dimension ``Dmu`` of its metric; 0: to match ``Dq``.
         seeds: random starts of a fit, culled early.
         seed: the first of them.
         effort: scales the number of optimisation steps.
@@ -86,6 +87,7 @@ class Settings:
     min_numel: int = DEFAULT_MIN_NUMEL
     state_bits: int = 0
     shifts: int = 6
+    dmu: int = 0
     seeds: int = 1
     seed: int = 0
     effort: float = 1.0
@@ -107,12 +109,19 @@ class Settings:
             raise RiemError(f'state bits: expected 0 (by the budget) or 2 to 8, found {self.state_bits}')
         if not 1 <= self.shifts <= 64:
             raise RiemError(f'shifts: expected 1 to 64, found {self.shifts}')
+        if not 0 <= self.dmu <= 4096:
+            raise RiemError(f'dmu: expected 0 (to match Dq) or 1 to 4096, found {self.dmu}')
         if self.seeds < 1:
             raise RiemError(f'seeds: expected at least 1, found {self.seeds}')
         if not 0 <= self.seed < 1 << 63:
             raise RiemError(f'seed: expected 0 to {(1 << 63) - 1}, found {self.seed}')
         if not 0 < self.effort < math.inf:
             raise RiemError(f'effort: expected a number above 0, found {self.effort}')
+
+    @property
+    def state_options(self) -> dict[str, int]:
+        """Options of :meth:`Representation.configure`."""
+        return {'state_bits': self.state_bits, 'shifts': self.shifts, 'dmu': self.dmu}
 
     @property
     def has_lattices(self) -> bool:
@@ -657,7 +666,7 @@ class _Job:
                 'for the whole file; ask for a larger ratio or more bits, or compress more of the weights'
             )
         representation = get_representation(self.settings.representation)
-        options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
+        options = self.settings.state_options
         dense_bits = {view.name: 8 * store(view.name, self.state_dict[view.name]).layout.n_bytes for view in self.views}
         return allocate(self.views, representation, wanted - rest, options, dense_bits)
 
@@ -698,7 +707,7 @@ class _Job:
         for number, name in enumerate(others):
             progress(number / len(others))
             kind = get_representation(name)
-            options = {'state_bits': self.settings.state_bits, 'shifts': self.settings.shifts}
+            options = self.settings.state_options
             settings = kind.configure(view.matrix_shape, best.payload_bits(), **options)
             if settings is None:
                 continue
