@@ -32,7 +32,7 @@ detectors = dict(
         checkpoint='../shared/data/detectors/faster-rcnn_swin_bccd.pth',
     ),
 )
-how = dict(steps=('frozen', 1e-3, 0.1), integers=('straight_through', 1e-3, 10.0))
+how = dict(steps=('frozen', 1e-3, 0.1), integers=('straight_through', 1e-3, 30.0))
 bccd = {'train_dataloader.dataset.times': 1}  # an epoch is one pass over the 292 images
 runs = [
     dict(
@@ -44,7 +44,7 @@ runs = [
     )
     for detector, kind, bits, epochs, options in (
         ('gfl', 'integers', 1.2, 1, {}),
-        ('gfl', 'integers', 0.5, 1, {}),
+        ('gfl', 'integers', 0.5, 2, {}),
         ('gfl', 'steps', 0.5, 1, {}),
         ('swin', 'integers', 1.2, 1, {}),
         ('swin', 'integers', 0.5, 1, {}),

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from mmdet.apis import init_detector as mmdet_init_detector
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -43,7 +44,7 @@ def state_key(name, state):
 def test_live_and_drop_in_compute_the_same(representation, riem_files, stock_config, live_config):
     """Also the `sigmoid` file in a config of `bilinear` states."""
     path = riem_files[representation]
-    live, dense = (mmdet_init_detector(str(c), str(path), device='cpu') for c in (live_config, stock_config))
+    live, dense = (init_detector(str(c), str(path), device='cpu') for c in (live_config, stock_config))
     assert live.dataset_meta == dense.dataset_meta
     with torch.no_grad():
         for found, expected in zip(outputs(live), outputs(dense)):
@@ -53,7 +54,7 @@ def test_live_and_drop_in_compute_the_same(representation, riem_files, stock_con
 @pytest.mark.parametrize('representation', REPRESENTATIONS)
 def test_states_of_the_file_become_parameters(representation, riem_files, live_config):
     archive = container.read(riem_files[representation])
-    model = mmdet_init_detector(str(live_config), str(riem_files[representation]), device='cpu')
+    model = init_detector(str(live_config), str(riem_files[representation]), device='cpu')
     state_dict, expected = model.state_dict(), archive.decode()
     records = {record.view.name: record for record in archive.weights}
     assert any(name.startswith('neck.') for name in records) and any('bbox_head' in name for name in records)
@@ -91,6 +92,33 @@ def test_a_config_needs_no_imports(riem_files, live_config):
     assert done.stdout.split()[-3:] == ['RieMConv2d', 'riem.weight.q', 'riem.weight.p']
 
 
+def test_the_same_boxes_in_the_api_of_mmdet(riem_files, stock_config, live_config, coco_data, tmp_path):
+    """`inference_detector` and `DetInferencer`, of the stock detector and of the one that holds states."""
+    image, found = str(coco_data / 'images' / '0.png'), []
+    for config in (stock_config, live_config):
+        weights = str(riem_files['lattice'])
+        boxes = inference_detector(init_detector(str(config), weights, device='cpu'), image).pred_instances
+        inferencer = DetInferencer(model=str(config), weights=weights, device='cpu', show_progress=False)
+        told = inferencer(image, out_dir=str(tmp_path / config.stem), pred_score_thr=0.0)['predictions'][0]
+        torch.testing.assert_close(torch.tensor(told['bboxes']), boxes.bboxes, rtol=1e-4, atol=1e-3)
+        assert (tmp_path / config.stem / 'vis' / '0.png').is_file()
+        found.append(boxes)
+    assert len(found[0]) > 2 and torch.equal(found[0].labels, found[1].labels)
+    torch.testing.assert_close(found[0].bboxes, found[1].bboxes, rtol=1e-4, atol=1e-3)
+
+
+def test_pretrained_states_of_a_stock_backbone(riem_files, stock_config):
+    """`init_cfg` reads a `.riem` file for a module that knows nothing of states."""
+    config = Config.fromfile(stock_config)
+    start = dict(type='Pretrained', checkpoint=str(riem_files['lattice']), prefix='backbone.')
+    config.model.backbone.init_cfg = start
+    backbone = MODELS.build(config.model.backbone)
+    backbone.init_weights()
+    expected = container.read(riem_files['lattice']).decode()
+    for key, tensor in backbone.state_dict().items():
+        assert key.endswith('num_batches_tracked') or torch.equal(tensor, expected[f'backbone.{key}'])
+
+
 @pytest.mark.parametrize('representation', REPRESENTATIONS)
 def test_fine_tuning(representation, call_here, tools, riem_files, stock_config, live_config, tmp_path):
     """Starts where the file ends, moves the states, resumes, and its checkpoints are evaluated."""
@@ -108,7 +136,7 @@ def test_fine_tuning(representation, call_here, tools, riem_files, stock_config,
         if not record.view.name.startswith('bbox_head'):
             for state, value in record.encoded.states().items():
                 found = trained[state_key(record.view.name, state)]
-                assert found.shape == value.shape and not torch.equal(found, value)
+                assert found.shape == value.shape and torch.equal(found, value) == (state == 'z')
 
     longer = ['--cfg-options', 'train_cfg.max_epochs=2', f'experiment_name={representation}_resumed']
     assert call_here(tools / 'train.py', live_config, '--work-dir', work_dir, '--resume', *longer) is None
