@@ -39,6 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--development', type=float, default=0.2, help='share of the test set that chooses, without a validation set'
     )
+    parser.add_argument('--images', type=int, default=0, help='of the test set, evenly spread (default: all)')
     parser.add_argument('--measure', help='what counts, as the evaluator calls it (default: mask or box mAP, or top-1)')
     parser.add_argument('--work-dir', help='default: work_dirs/protocol/NAME-OF-CONFIG_BASELINE_BITS')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='weights fitted at a time')
@@ -66,6 +67,7 @@ def main() -> None:
         effort=args.effort,
         dmu=args.dmu,
         development=args.development,
+        images=args.images,
         measure=args.measure,
     )
     name = f'{config_path(args.config).stem}_{args.baseline}_{args.baseline_bits:g}'

@@ -61,6 +61,7 @@ class Protocol:
         effort: see `mmriem.core.compress.Settings`.
         dmu: ``Dmu``; 0: by the FLOPs of the baseline.
         development: share of the test set that chooses, where the config has no validation set of its own.
+        images: of the test set, evenly spread; 0: all.
         measure: what counts, as the evaluator calls it; None: the first of `MEASURES`.
 
     Raises:
@@ -74,6 +75,7 @@ class Protocol:
     effort: float = 1.0
     dmu: int = 0
     development: float = 0.2
+    images: int = 0
     measure: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class Protocol:
             raise RiemError(f'keep: expected 1 to {self.seeds}, the number of seeds, found {self.keep}')
         if not 0 < self.development < 1:
             raise RiemError(f'development: expected a share between 0 and 1, found {self.development}')
+        if self.images < 0 or self.images == 1:
+            raise RiemError(f'images: expected 0 (all) or at least 2, found {self.images}')
 
     @property
     def setting(self) -> dict[str, float]:
@@ -115,11 +119,12 @@ class Split:
     description: str
 
 
-def split(config: Config, share: float, folder: Path) -> Split:
+def split(config: Config, share: float, folder: Path, images: int = 0) -> Split:
     """The development and the test set of a config.
 
     A validation set of its own (another dataset than the test set) is the development set. Else every ``1 / share``-th
-    image of the test set is, in its own order, and the other ones are the test set. Where the evaluator reads a COCO
+    image of the test set is, in its own order, and the other ones are the test set; of ``images`` evenly spread ones,
+    if that is not 0. Where the evaluator reads a COCO
     annotation file, two such files are written to ``folder``.
 
     Raises:
@@ -138,15 +143,19 @@ def split(config: Config, share: float, folder: Path) -> Split:
     step = max(2, round(1 / share))
     evaluators = config.test_evaluator if isinstance(config.test_evaluator, (list, tuple)) else [config.test_evaluator]
     if any(evaluator.get('ann_file') for evaluator in evaluators):
-        count = _split_annotations(_annotations(dataset), step, folder)
-        parts = [_with_annotations(config, folder / f'{name}.json') for name in ('development', 'test')]
+        told = json.loads(_annotations(dataset).read_text(encoding='utf-8'))
+        members = _spread(sorted(image['id'] for image in told['images']), images)
+        paths = [folder / 'development.json', folder / 'test.json']
+        for path, chosen in zip(paths, _divided(members, step)):
+            _write_annotations(path, told, set(chosen))
+        parts = [_with_annotations(config, path) for path in paths]
     else:
-        count = len(DATASETS.build(deepcopy(dataset)))
-        chosen = list(range(0, count, step)), [number for number in range(count) if number % step]
-        parts = [_with_indices(config, indices) for indices in chosen]
+        members = _spread(_members(dataset), images)
+        parts = [_with_indices(config, chosen) for chosen in _divided(members, step)]
+    count = len(members)
     if count < 2:
         raise RiemError(f'config: expected a test set of at least 2 images to split, found {count}')
-    return Split(*parts, f'every {step}th of the {count:,} images of the test set, {-(-count // step):,}, chooses')
+    return Split(*parts, f'1 of {step} of {count:,} images of the test set, {-(-count // step):,}, chooses')
 
 
 def matched_dmu(
@@ -209,20 +218,21 @@ def run_protocol(
     load_into(model, read.state_dict, checkpoint)
     asked = {**asdict(protocol), 'checkpoint': read.sha256, 'config': hashlib.sha256(_text(config)).hexdigest()}
     results = _Results(folder / RESULTS, asked)
-    parts = split(config, protocol.development, folder)
+    parts = split(config, protocol.development, folder, protocol.images)
     logs = folder / 'logs'
 
-    def figure(part: Config, path: str | os.PathLike) -> float:
+    def figure(part: Config, path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> float:
         """Percent; 0 where a detector finds nothing at all, and its evaluator gives no figure."""
-        value = evaluate(part, path, logs).get(results.found['measure'], 0.0)
+        value = (metrics or evaluate(part, path, logs)).get(results.found['measure'], 0.0)
         return 100 * value if results.found['measure'].startswith('coco/') else value
 
-    def figures(path: str | os.PathLike) -> dict[str, float]:
-        return {'development': figure(parts.development, path), 'test': figure(parts.test, path)}
+    def figures(path: str | os.PathLike, metrics: Mapping[str, float] | None = None) -> dict[str, float]:
+        return {'development': figure(parts.development, path, metrics), 'test': figure(parts.test, path)}
 
     results.once('split', lambda: parts.description)
-    results.once('measure', lambda: protocol.measure or _measure(evaluate(parts.development, checkpoint, logs)))
-    results.once('original', lambda: {'bytes': _fp32_bytes(model), **figures(checkpoint)})
+    metrics = results.once('metrics', lambda: _plain(evaluate(parts.development, checkpoint, logs)))
+    results.once('measure', lambda: protocol.measure or _measure(metrics))
+    results.once('original', lambda: {'bytes': _fp32_bytes(model), **figures(checkpoint, metrics)})
     size = results.once('baseline', lambda: _baseline(model, protocol, folder, figures))['bytes']
     payload = 8 * size - _rest_bits(model)
     dmu = results.once('dmu', lambda: protocol.dmu or matched_dmu(model, payload, protocol.baseline_flops(model))[0])
@@ -337,6 +347,11 @@ def _measure(metrics: Mapping[str, float]) -> str:
     return found
 
 
+def _plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """As JSON holds them."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def _fp32_bytes(model: nn.Module) -> int:
     return 4 * sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
 
@@ -393,16 +408,39 @@ def _annotations(dataset: Mapping[str, Any]) -> Path:
     return Path(dataset.get('data_root') or '') / dataset['ann_file']
 
 
-def _split_annotations(path: Path, step: int, folder: Path) -> int:
-    """Write `development.json` and `test.json`; returns the number of images."""
-    told = json.loads(path.read_text(encoding='utf-8'))
-    chosen = {image['id'] for image in sorted(told['images'], key=lambda image: image['id'])[::step]}
-    for name, wanted in (('development', True), ('test', False)):
-        images = [image for image in told['images'] if (image['id'] in chosen) == wanted]
-        boxes = [box for box in told['annotations'] if (box['image_id'] in chosen) == wanted]
-        text = json.dumps({**told, 'images': images, 'annotations': boxes})
-        (folder / f'{name}.json').write_text(text, encoding='utf-8')
-    return len(told['images'])
+def _members(dataset: Mapping[str, Any]) -> list[int]:
+    """Numbers of the images of a set, those alone that its own `indices` name."""
+    own = dataset.get('indices')
+    if own is None:
+        return list(range(len(DATASETS.build(deepcopy(dataset)))))
+    return list(range(own)) if isinstance(own, int) else list(own)
+
+
+def _spread(members: list[int], count: int) -> list[int]:
+    """So many of them, evenly spread; all, if there are no more or `count` is 0.
+
+    >>> _spread([0, 1, 2, 3, 4, 5, 6], 3)
+    [0, 2, 4]
+    """
+    if not 0 < count < len(members):
+        return members
+    return [members[number * len(members) // count] for number in range(count)]
+
+
+def _divided(members: list[int], step: int) -> tuple[list[int], list[int]]:
+    """Every `step`-th, and the other ones.
+
+    >>> _divided([5, 6, 7, 8], 3)
+    ([5, 8], [6, 7])
+    """
+    return members[::step], [member for number, member in enumerate(members) if number % step]
+
+
+def _write_annotations(path: Path, told: Mapping[str, Any], chosen: set[int]) -> None:
+    """A COCO file of these images alone."""
+    images = [image for image in told['images'] if image['id'] in chosen]
+    boxes = [box for box in told['annotations'] if box['image_id'] in chosen]
+    path.write_text(json.dumps({**told, 'images': images, 'annotations': boxes}), encoding='utf-8')
 
 
 def _with_annotations(config: Config, path: Path) -> Config:

@@ -83,8 +83,21 @@ def test_every_second_image_of_a_coco_set_chooses(tiny_config, coco_data, tmp_pa
     assert [[image['id'] for image in part['images']] for part in told] == [[0, 2], [1]]
     assert [{box['image_id'] for box in part['annotations']} for part in told] == [{0, 2}, {1}]
     assert parts.development.test_dataloader.dataset.ann_file == parts.development.test_evaluator.ann_file
-    assert parts.description == 'every 2th of the 3 images of the test set, 2, chooses'
+    assert parts.description == '1 of 2 of 3 images of the test set, 2, chooses'
     assert read_config(tiny_config).test_dataloader.dataset.ann_file == 'annotations.json'
+
+
+def test_numbers_of_images_where_no_annotation_file_is_read(tmp_path):
+    evaluator, loop = dict(type='Accuracy'), dict(type='TestLoop')
+    loader = dict(dataset=dict(type='Any', indices=[9, 8, 7, 6, 5, 4, 3]))
+    parts = split(Config(dict(test_dataloader=loader, test_evaluator=evaluator, test_cfg=loop)), 1 / 3, tmp_path)
+    assert parts.development.test_dataloader.dataset.indices == [9, 6, 3]
+    assert parts.test.test_dataloader.dataset.indices == [8, 7, 5, 4]
+    loader['dataset']['indices'] = 100
+    config = Config(dict(test_dataloader=loader, test_evaluator=evaluator, test_cfg=loop))
+    parts = split(config, 0.5, tmp_path, images=4)
+    assert parts.development.test_dataloader.dataset.indices == [0, 50]
+    assert parts.test.test_dataloader.dataset.indices == [25, 75]
 
 
 def test_a_validation_set_of_its_own_chooses(tiny_config, tmp_path):
@@ -123,6 +136,7 @@ def test_dmu_is_the_largest_within_the_flops():
         (dict(bits=0), 'baseline bits'),
         (dict(keep=3), 'keep: expected 1 to 2'),
         (dict(development=1.0), 'development'),
+        (dict(images=1), 'images: expected 0'),
     ],
 )
 def test_wrong_numbers_are_refused(wrong, said):
@@ -134,3 +148,17 @@ def test_dmu_of_settings():
     assert Settings('sigmoid', dmu=6).state_options == {'state_bits': 0, 'shifts': 6, 'dmu': 6}
     with pytest.raises(RiemError, match='dmu: expected 0'):
         Settings('sigmoid', dmu=-1)
+
+
+# ---- the tool ----
+
+
+def test_the_tool_prints_and_writes_the_table(finished, call_here, tools, tiny_config, runner_checkpoint, capsys):
+    folder, found, _ = finished
+    arguments = [tiny_config, runner_checkpoint, '--baseline-bits', 6, '--seeds', 2, '--keep', 1, '--effort', 0.1]
+    arguments += ['--development', 0.5, '--work-dir', folder]
+    assert call_here(tools / 'paper_protocol.py', *arguments) is None
+    assert table(found) in capsys.readouterr().out
+    assert (folder / 'protocol.md').read_text().endswith(table(found))
+    said = call_here(tools / 'paper_protocol.py', tiny_config, runner_checkpoint, '--keep', 11)
+    assert said == 'error: keep: expected 1 to 10, the number of seeds, found 11'

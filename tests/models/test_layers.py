@@ -8,9 +8,10 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from mmriem.core.compress import Settings, compress
-from mmriem.core.live import LiveModule, RieMConv2d, RieMLinear
+from mmriem.core.live import LiveModule, RieMConv2d, RieMLinear, WeightStates
 from mmriem.core.manifest import Source
 
+SOURCE = Source('x.pth', '0' * 64)
 CONV = dict(type='mmriem.RieMConv2d', representation='bilinear', ratio=0.4)
 
 
@@ -44,7 +45,7 @@ def test_in_a_stock_backbone_and_neck():
     assert type(live.neck.fpn_convs[0].conv) is RieMConv2d
     stock = nn.ModuleDict(dict(backbone=ResNet(18, base_channels=8, norm_eval=False), neck=FPN([8, 16, 32, 64], 16, 4)))
     settings = Settings('bilinear', ratio=0.6)
-    archive = compress(stock, settings, dataset_meta={}, source=Source('x.pth', '0' * 64)).archive
+    archive = compress(stock, settings, dataset_meta={}, source=SOURCE).archive
     live.load_state_dict(archive.decode())
     stock.load_state_dict(archive.decode())
     x = torch.randn(2, 3, 64, 64)
@@ -54,3 +55,25 @@ def test_in_a_stock_backbone_and_neck():
     sum(output.sum() for output in outputs).backward()
     convs = [module for module in live.modules() if isinstance(module, LiveModule)]
     assert len(convs) == 28 and all(p.grad is not None for conv in convs for p in conv.parameters())
+
+
+def test_a_backbone_that_makes_no_weights():
+    """Filled from a file, run and trained a step."""
+    torch.manual_seed(0)
+    options = dict(representation='bilinear', ratio=0.3, materialize=False)
+    live = MODELS.build(dict(type='mmriem.RieMResNet', depth=18, base_channels=8, norm_eval=False, riem=options))
+    stock = ResNet(18, base_channels=8, norm_eval=False)
+    archive = compress(stock, Settings('sigmoid', ratio=0.5, effort=0.02), dataset_meta={}, source=SOURCE).archive
+    live.load_state_dict(archive.decode())
+    stock.load_state_dict(archive.decode())
+    x = torch.randn(2, 3, 64, 64)
+    live.eval()
+    stock.eval()
+    with torch.no_grad():
+        for found, expected in zip(live(x), stock(x)):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    states = [module for module in live.modules() if isinstance(module, WeightStates)]
+    assert states and all(module.values.numel() == 0 for module in states if 'w' in module.states())
+    live.train()
+    sum(output.sum() for output in live(x)).backward()
+    assert all(module.values.grad.numel() == module.values.numel() > 0 for module in states)
