@@ -225,7 +225,7 @@ class Lattice(Representation):
     @property
     def product_bits(self) -> int:
         """Those of the integers: the steps belong to rows and columns."""
-        return int(np.abs(self._codes).max()).bit_length() + 1
+        return int(self.states()['z'].abs().max()).bit_length() + 1
 
 
 @dataclass(frozen=True, eq=False)

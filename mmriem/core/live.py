@@ -112,6 +112,8 @@ class WeightStates(nn.Module):
         if self._draft is not None:
             return self._draft[0]
         differentiable = torch.is_grad_enabled() and self.values.requires_grad
+        if differentiable:
+            self._unpack()
         if differentiable and self._resized:
             self._require_new_gradient()
         if not self.materialize and representation_of(self._shapes):
@@ -136,8 +138,6 @@ class WeightStates(nn.Module):
 
     def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
         """What a product that does not make the weight needs, see :class:`mmriem.core.matrix_free.Source`."""
-        if self._holds_packed and torch.is_grad_enabled() and self.values.requires_grad:
-            self._unpack()
         kind = representation_of(self._shapes)
         states = self._packed if self._holds_packed else _with_integers(kind, self.states())
         return kind.factors(grouped), states
@@ -179,12 +179,13 @@ class WeightStates(nn.Module):
         self._holds_packed = False
 
     def _pack(self) -> None:
-        """Hold the packed states alone, if there are any and the others have not been trained since."""
-        if self._packed is None or self._holds_packed or self._packed_at != self._state_versions():
+        """Hold the packed states alone, if there are any and the others have not been trained since, or begun to be."""
+        changed = self._packed_at != self._state_versions() or self.values.grad is not None
+        if self._packed is None or self._holds_packed or changed:
             return
         with torch.inference_mode(False):
             nothing = torch.empty(0, device=self.values.device)
-            self.values.data, self.values.grad, self.fixed = nothing, None, nothing.clone()
+            self.values.data, self.fixed = nothing, nothing.clone()
         self._holds_packed = True
 
     def _unpack(self) -> None:

@@ -341,7 +341,10 @@ def test_packed_states_are_unpacked_for_training(representation):
     assert states.values is parameter and parameter.grad.numel() == parameter.numel() > 0
     assert all(torch.equal(before[name], state) for name, state in states.states().items())
     net.eval()
-    assert parameter.numel() == 0 and parameter.grad is None
+    assert parameter.grad.numel() == parameter.numel() > 0  # gradients are being summed up
+    net.zero_grad()
+    net.eval()
+    assert parameter.numel() == 0
     net.train()
     with torch.no_grad():
         parameter.mul_(1.5)
@@ -364,3 +367,10 @@ def test_a_linear_layer_by_itself():
     torch.testing.assert_close(layer(inputs(5, 60)), F.linear(inputs(5, 60), layer.weight, layer.bias), **CLOSE)
     assert 0.5 < float(layer.weight.detach().std()) * 60**0.5 * 3**0.5 < 1.5
     assert list(make_dense(layer)) == ['weight'] and type(layer.weight) is nn.Parameter
+
+
+def test_a_weight_that_something_else_reads_has_its_gradient():
+    layer = RieMLinear(60, 40, representation='bilinear', ratio=0.3, materialize=False).eval()
+    assert layer.riem.weight.values.numel() == 0
+    layer.weight.square().sum().backward()
+    assert layer.riem.weight.values.grad.abs().max() > 0
