@@ -32,7 +32,7 @@ detectors = dict(
         checkpoint='../shared/data/detectors/faster-rcnn_swin_bccd.pth',
     ),
 )
-how = dict(steps=('frozen', 1e-3, 0.1), integers=('straight_through', 1e-3, 30.0))
+how = dict(steps=('frozen', 1e-3, 0.1), integers=('straight_through', 1e-3, 15.0))
 digits = {'train_dataloader.batch_size': 4, 'train_dataloader.dataset.indices': 1000}  # half of the images
 bccd = {'train_dataloader.batch_size': 4, 'train_dataloader.dataset.times': 1}  # each of the 292 images once
 runs = [

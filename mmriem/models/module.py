@@ -55,9 +55,10 @@ class RieMModule:
             _load(self, checkpoint, prefix)
 
     def init_weights(self) -> None:
-        """As the stock module does, on weights that it may write to."""
-        with writable_weights(self):
-            super().init_weights()
+        """As the stock module does, on weights that it may write to; nothing where it does nothing."""
+        if hasattr(super(), 'init_weights'):
+            with writable_weights(self):
+                super().init_weights()
 
     def __reduce_ex__(self, protocol: int) -> Any:
         """Pickle by the stock class: the class of a third-party module is made when it is needed."""

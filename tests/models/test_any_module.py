@@ -174,6 +174,12 @@ def test_a_third_party_backbone_by_config_alone(third_party, tmp_path):
             assert all(torch.equal(a, b) for a, b in zip(copied(x), live(x)))
 
 
+def test_a_module_that_is_no_module_of_mmengine():
+    live = riem_class(nn.TransformerEncoderLayer)(32, 2, 64, batch_first=True, riem=RIEM)
+    live.init_weights()
+    assert 'linear1.riem.weight.q' in live.state_dict() and live(torch.zeros(1, 4, 32)).shape == (1, 4, 32)
+
+
 def test_a_class_of_another_scope(third_party):
     """A name is looked up in the default scope, then in all; or in the one that it states."""
     init_default_scope('mmengine')
