@@ -17,12 +17,12 @@ own, and the other way round. docs/experiments.md holds the measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import exact
 from .errors import RiemError
@@ -38,11 +38,28 @@ MAX_EXPONENT = 80.0
 their product overflows, the sigmoid is 0."""
 MAX_ARGUMENTS = 1 << 26
 """Most sigmoid arguments of the neurons on one side of a tile: bounds the memory that a hostile file can ask for."""
-SWEEPS = 40
+SWEEPS = 56
 """Alternating sweeps at effort 1."""
-METRIC_STEPS = 8
-"""Adam steps on the metric in a sweep."""
+FIRST_SWEEPS = 5
+"""Of these each has a curvature of its own; then one serves for ``REPEATS`` steps."""
+REPEATS = 3
+METRIC_STEPS, MOST_METRIC_STEPS = 8, 16
+"""Adam steps on the metric in a sweep: one for each tile within these bounds."""
+LEARNING_RATE = 3e-3
+FOLLOWING_SWEEPS = 2
+"""Of the states once the metric is rounded."""
 ROUNDING_SWEEPS = 4
+CHUNK = {True: 1 << 19, False: 1 << 26}
+"""Sigmoids of the tiles that are worked on together, on a CPU and on other devices: what fits the nearest cache."""
+ROUNDING_CHUNK = {True: 1 << 21, False: 1 << 26}
+"""Likewise where states are rounded, one after the other."""
+ALIGNMENT = 16
+"""States are padded with zeros to a multiple of this before products."""
+KEPT = 3
+"""Random starts that go on after the first cull."""
+MIN_GAIN = 1e-3
+"""The fit ends early where ``PATIENCE`` sweeps have lowered the error by less than this share of it for each step."""
+PATIENCE = 2
 CLIP = {2: 1.8, 3: 2.3, 4: 2.8, 5: 3.3}
 """Range of the state grid in standard deviations, by state bits; from minimum to maximum where not listed."""
 BOUNDS = {
@@ -130,28 +147,27 @@ class Sigmoid(Representation):
         check_weight(weight, input_metric, output_weights)
         _check_shape(tuple(weight.shape), settings)
         pair_weights = _pair_weights(tuple(weight.shape), input_metric, output_weights, weight.device)
-        sweeps = max(4, round(SWEEPS * effort))
-        trial = max(3, sweeps // 5)
+        schedule = _schedule(max(4, round(SWEEPS * effort)))
         runs = [_Fit(weight, settings, pair_weights, seed + number) for number in range(max(1, seeds))]
-        total = trial * (len(runs) - 1) + sweeps + ROUNDING_SWEEPS + 2
+        first, second = -(-len(schedule) // 4), -(-len(schedule) // 2)
+        parts = [(0, first, len(runs)), (first, second, min(KEPT, len(runs))), (second, len(schedule), 1)]
+        total = sum((stop - start) * kept for start, stop, kept in parts) + ROUNDING_SWEEPS + FOLLOWING_SWEEPS
         done = 0
 
-        def advance() -> None:
+        def advance(count: int = 1) -> None:
             nonlocal done
-            done += 1
+            done += count
             if progress:
                 progress(done / total)
 
-        if len(runs) > 1:
+        for start, stop, kept in parts:
+            runs = sorted(runs, key=lambda run: run.error)[:kept]
             for run in runs:
-                for number in range(trial):
-                    run.sweep(number / sweeps)
+                for number in range(start, stop):
+                    if run.idle < PATIENCE:
+                        run.sweep(*schedule[number])
                     advance()
-        best = min(runs, key=lambda run: run.error)
-        for number in range(trial if len(runs) > 1 else 0, sweeps):
-            best.sweep(number / sweeps)
-            advance()
-        return best.quantised(advance)
+        return runs[0].quantised(advance)
 
     @property
     def symbols(self) -> int:
@@ -299,6 +315,16 @@ def _matching_dmu(dq: int, shifts: int) -> int:
     return 2 * max(1, round(1.7 * dq / shifts / 2))
 
 
+def _schedule(sweeps: int) -> list[tuple[float, int]]:
+    """The share that is done and the repeats of each sweep, of so many in all."""
+    schedule, done = [], 0
+    while done < sweeps:
+        repeats = min(REPEATS if done >= FIRST_SWEEPS else 1, sweeps - done)
+        schedule.append((done / sweeps, repeats))
+        done += repeats
+    return schedule
+
+
 def _pair_weights(
     shape: tuple[int, int], input_metric: Tensor | None, output_weights: Tensor | None, device: torch.device
 ) -> Tensor | None:
@@ -436,14 +462,14 @@ class _Tile:
 
 @dataclass
 class _Side:
-    """The least-squares problems of one tile's rows: states to fit, the fixed other side, and the target.
+    """The least-squares problems of one side of a batch of tiles: the fixed other side, and the target.
 
     Attributes:
-        target: ``(n, m)`` weights of ``n`` neurons to their ``m`` partners.
-        scale: ``(n, m)`` square roots of the weights of the errors, or None.
+        target: ``(T, n, m)`` weights of the ``n`` neurons of each of ``T`` tiles to their ``m`` partners.
+        scale: ``(T, n, m)`` square roots of the weights of the errors, or None.
         linear: ``(U, Dq)`` map from a state to the arguments.
         offset: ``(U,)`` added to the arguments of the fitted side.
-        decay: ``(m, U)`` of the partners.
+        decay: ``(T, m, U)`` of the partners.
     """
 
     target: Tensor
@@ -456,165 +482,265 @@ class _Side:
     ridge: float
 
     def error(self, states: Tensor) -> Tensor:
-        """``(n,)`` squared error and ridge penalty of each neuron."""
-        residual = self._residual(_sigmoids(states @ self.linear.T + self.offset, self.decay))
-        return residual.square().sum(1) + self.ridge * states.square().sum(1)
+        """``(T, n)`` squared error and ridge penalty of each neuron at ``states`` ``(T, n, Dq)``."""
+        return self._error(states, self._residual(self._sigmoids(states)))
 
-    def linearised(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Error ``(n,)``, gradient ``(n, Dq)`` and Gauss-Newton matrix ``(n, Dq, Dq)`` at ``states``."""
-        sigmoids = _sigmoids(states @ self.linear.T + self.offset, self.decay)
+    def slopes(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Error ``(T, n)``, descent direction ``(T * n, Dq)``, derivatives by the arguments ``(T * n, m, U)``."""
+        sigmoids = self._sigmoids(states)
         residual = self._residual(sigmoids)
         slopes = _slopes(sigmoids, self.mixing)
         if self.scale is not None:
             slopes.mul_(self.scale[..., None])
-        jacobian = (slopes.view(-1, slopes.shape[-1]) @ self.linear).view(*residual.shape, -1)
-        transposed = jacobian.transpose(1, 2)
-        curvature = transposed @ jacobian
+        slopes = slopes.flatten(0, 1)
+        gradient = torch.bmm(residual.flatten(0, 1)[:, None], slopes)[:, 0] @ self.linear
+        return self._error(states, residual), gradient - self.ridge * states.flatten(0, 1), slopes
+
+    def curvature(self, slopes: Tensor) -> Tensor:
+        """Gauss-Newton matrices ``(T * n, Dq, Dq)``."""
+        width = self.linear.shape[1]
+        padded = nn.functional.pad(self.linear, (0, -width % ALIGNMENT))  # odd sizes take almost twice the time
+        jacobian = (slopes.flatten(0, 1) @ padded).view(*slopes.shape[:2], -1)
+        curvature = torch.bmm(jacobian.transpose(1, 2), jacobian)[:, :width, :width].contiguous()
         curvature.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        gradient = (transposed @ residual[..., None])[..., 0] - self.ridge * states
-        error = residual.square().sum(1) + self.ridge * states.square().sum(1)
-        return error, gradient, curvature
+        return curvature
+
+    def _sigmoids(self, states: Tensor) -> Tensor:
+        own = _decay(states @ self.linear.T + self.offset)
+        return (own[:, :, None] * self.decay[:, None]).add_(1).reciprocal_()
 
     def _residual(self, sigmoids: Tensor) -> Tensor:
         residual = self.target - self.constant - sigmoids @ self.mixing
         return residual if self.scale is None else residual * self.scale
 
-
-def _damped_step(curvature: Tensor, gradient: Tensor, damping: Tensor) -> Tensor:
-    """Levenberg-Marquardt step ``(n, Dq)``; zero where the matrix cannot be factorised."""
-    damped = curvature.clone()
-    mean = curvature.diagonal(dim1=1, dim2=2).mean(1)
-    damped.diagonal(dim1=1, dim2=2).add_((damping * mean + 1e-9)[:, None])
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    step = torch.cholesky_solve(gradient[..., None], lower)[..., 0]
-    return torch.where((failed == 0)[:, None], step, 0.0).nan_to_num(0, 0, 0)
+    def _error(self, states: Tensor, residual: Tensor) -> Tensor:
+        return residual.square().sum(2) + self.ridge * states.square().sum(2)
 
 
-def _improve(side: _Side, states: Tensor, damping: Tensor) -> float:
-    """One step for each neuron, in place, kept only where it lowers the neuron's error. Returns the error."""
-    before, gradient, curvature = side.linearised(states)
-    moved = states + _damped_step(curvature, gradient, damping)
+def _factor(curvature: Tensor, damping: Tensor) -> Tensor:
+    """Cholesky factors of damped curvatures ``(n, D, D)``; ``damping`` ``(n,)`` is relative to the mean diagonal.
+
+    Where rounding errors left a matrix without a factor, that is zero.
+    """
+    diagonal = curvature.diagonal(dim1=1, dim2=2)
+    diagonal.add_((damping * diagonal.mean(1) + 1e-9)[:, None])
+    lower, failed = torch.linalg.cholesky_ex(curvature)
+    return lower if not failed.any() else torch.where((failed == 0)[:, None, None], lower, 0.0)
+
+
+def _step(factor: Tensor, gradient: Tensor) -> Tensor:
+    """Solutions ``(n, D)``; zero where the matrix had no factor, or they are not finite."""
+    return torch.cholesky_solve(gradient[..., None], factor)[..., 0].nan_to_num(0, 0, 0)
+
+
+def _improve(side: _Side, states: Tensor, damping: Tensor, factor: Tensor | None = None) -> tuple[float, Tensor]:
+    """One step for each neuron, in place, kept only where it lowers the neuron's error.
+
+    Args:
+        side: of the least-squares problems.
+        states: ``(T, n, Dq)``.
+        damping: ``(T, n)``, adapted unless ``factor`` is given.
+        factor: of the curvature of an earlier step, to use once more; None computes it.
+
+    Returns:
+        The error, and the factor.
+    """
+    before, gradient, slopes = side.slopes(states)
+    fresh = factor is None
+    if fresh:
+        factor = _factor(side.curvature(slopes), damping.flatten())
+    del slopes
+    moved = states + _step(factor, gradient).view_as(states)
     after = side.error(moved)
     better = after < before
-    states.copy_(torch.where(better[:, None], moved, states))
-    damping.copy_(torch.where(better, damping * 0.3, damping * 4).clamp_(1e-7, 1e4))
-    return float(torch.where(better, after, before).double().sum())
+    states.copy_(torch.where(better[..., None], moved, states))
+    if fresh:
+        damping.copy_(torch.where(better, damping * 0.3, damping * 4).clamp_(1e-7, 1e4))
+    return float(torch.where(better, after, before).double().sum()), factor
 
 
 def _round(side: _Side, states: Tensor, grid: Grid) -> Tensor:
     """Grid integers for states, each neuron's rounded in its own Gauss-Newton metric; never worse than nearest."""
-    _, gradient, curvature = side.linearised(states)
-    damping = torch.full((len(states),), 1e-3, device=states.device)
-    metric = curvature.clone()
-    metric.diagonal(dim1=1, dim2=2).add_((1e-3 * curvature.diagonal(dim1=1, dim2=2).mean(1) + 1e-9)[:, None])
-    rounded = grid.round_in_metric(states + _damped_step(curvature, gradient, damping), metric)
+    _, gradient, slopes = side.slopes(states)
+    metric = side.curvature(slopes)
+    del slopes
+    factor = _factor(metric, torch.full_like(metric[:, 0, 0], 1e-3))
+    rounded = grid.round_in_metric(states.flatten(0, 1) + _step(factor, gradient), metric).view(states.shape)
     nearest = grid.nearest(states)
     better = side.error(grid.values(rounded)) < side.error(grid.values(nearest))
-    return torch.where(better[:, None], rounded, nearest)
+    return torch.where(better[..., None], rounded, nearest)
+
+
+class _Tiling:
+    """How a matrix ``(out, in)`` lies in ``T`` tiles of one size; a shorter block has its last neuron twice."""
+
+    def __init__(self, shape: tuple[int, int], row_blocks: int, col_blocks: int, device: torch.device) -> None:
+        self._counts = (row_blocks, col_blocks)
+        self._neurons = [_members(size, count).to(device) for size, count in zip(shape, self._counts)]
+        self._first = [torch.diff(neurons, dim=1, prepend=neurons[:, :1] - 1) > 0 for neurons in self._neurons]
+
+    def cut(self, matrix: Tensor) -> Tensor:
+        """``(out, in)`` to ``(T, rows, columns)``."""
+        rows, columns = self._neurons
+        return matrix[rows[:, None, :, None], columns[None, :, None, :]].flatten(0, 1)
+
+    def once(self) -> Tensor | None:
+        """``(T, rows, columns)``: whether a pair is there for the first time; None where all are."""
+        if all(first.all() for first in self._first):
+            return None
+        rows, columns = self._first
+        return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
+
+    def of_rows(self, states: Tensor) -> Tensor:
+        """States of output neurons ``(col_blocks, out, D)`` to ``(T, rows, D)``."""
+        return states[:, self._neurons[0]].transpose(0, 1).flatten(0, 1)
+
+    def of_columns(self, states: Tensor) -> Tensor:
+        """States of input neurons ``(row_blocks, in, D)`` to ``(T, columns, D)``."""
+        return states[:, self._neurons[1]].flatten(0, 1)
+
+    def rows(self, tiles: Tensor) -> Tensor:
+        """Inverse of :meth:`of_rows`."""
+        return tiles.unflatten(0, self._counts).transpose(0, 1)[:, self._first[0]].contiguous()
+
+    def columns(self, tiles: Tensor) -> Tensor:
+        """Inverse of :meth:`of_columns`."""
+        return tiles.unflatten(0, self._counts)[:, self._first[1]].contiguous()
+
+
+def _members(size: int, count: int) -> Tensor:
+    """``(count, widest)`` numbers of the neurons of each block."""
+    blocks = _blocks(size, count)
+    widest = max(block.stop - block.start for block in blocks)
+    return torch.stack([torch.arange(block.start, block.start + widest).clamp_max(block.stop - 1) for block in blocks])
 
 
 class _Fit:
-    """The running fit of one matrix from one random start; the target has mean 0 and standard deviation 1."""
+    """The running fit of one matrix from one random start; the target has mean 0 and standard deviation 1.
+
+    Tiles depend on each other through the metric alone: a chunk of them at a time goes through batched products.
+    """
 
     def __init__(self, weight: Tensor, settings: dict[str, Any], pair_weights: Tensor | None, seed: int) -> None:
-        weight, device = weight.detach().double(), weight.device
+        shape, weight, device = tuple(weight.shape), weight.detach().double(), weight.device
         self.mean, self.spread = float(weight.mean()), float(weight.std(unbiased=False))
-        self.target = ((weight - self.mean) / (self.spread or 1.0)).float()
-        self.target_t = self.target.T.contiguous()
-        self.scale = pair_weights
-        self.scale_t = None if pair_weights is None else pair_weights.T.contiguous()
+        dq, dmu, shifts = settings['dq'], settings['dmu'], settings['shifts']
+        self.tiling = _Tiling(shape, settings['row_blocks'], settings['col_blocks'], device)
+        self.target = self.tiling.cut(((weight - self.mean) / (self.spread or 1.0)).float())
+        once = self.tiling.once()
+        self.scale = None if pair_weights is None else self.tiling.cut(pair_weights)
+        if once is not None:
+            self.scale = once.float() if self.scale is None else self.scale * once
         self.bits = settings['state_bits']
         self.ridge = 0.03 * 4.0 ** (4 - self.bits)  # coarser grids want states that stay small
         generator = torch.Generator().manual_seed(seed)
-        out, inputs = weight.shape
-        dq, dmu, shifts = settings['dq'], settings['dmu'], settings['shifts']
-        self.q = torch.randn(settings['col_blocks'], out, dq, generator=generator).to(device)
-        self.p = torch.zeros(settings['row_blocks'], inputs, dq, device=device)
-        self.damping_q = torch.full(self.q.shape[:2], 0.1, device=device)
-        self.damping_p = torch.full(self.p.shape[:2], 0.1, device=device)
+        q = torch.randn(settings['col_blocks'], shape[0], dq, generator=generator).to(device)
+        self.q = self.tiling.of_rows(q).contiguous()
+        self.p = q.new_zeros(len(self.target), self.target.shape[2], dq)
+        self.damping_q, self.damping_p = (q.new_full(side.shape[:2], 0.1) for side in (self.q, self.p))
         start = _random_metric(dq, dmu, shifts, 0.7 if self.bits >= 8 else 1.0, generator)
         self.metric = [parameter.to(device) for parameter in start]
-        self.optimiser = torch.optim.Adam(self.metric, lr=3e-3, betas=(0.9, 0.99), fused=True)
+        self.optimiser = torch.optim.Adam(self.metric, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
+        self.sigmoids = self.target[0].numel() * shifts * dmu
         self.error = math.inf
+        self.idle = 0
 
     def start_from(self, states: dict[str, Tensor]) -> None:
         """Float states of a weight like the target."""
-        self.q, self.p, metric, b, w, c = (states[name].clone() for name in Sigmoid.state_names)
+        q, p, metric, b, w, c = (states[name].clone() for name in Sigmoid.state_names)
+        self.q, self.p = self.tiling.of_rows(q).contiguous(), self.tiling.of_columns(p).contiguous()
         spread = self.spread or 1.0
         self.metric = [metric, b, w / spread, (c - self.mean) / spread]
 
-    def sweep(self, share: float) -> None:
-        """One step for every state of every tile, and some on the metric; ``share`` of the schedule is done."""
-        error = 0.0
+    def sweep(self, share: float, repeats: int = 1) -> None:
+        """Steps for every state, and some on the metric.
+
+        Args:
+            share: of the schedule that is done.
+            repeats: steps with one curvature, and so many times the steps on the metric.
+        """
+        error, due = 0.0, 0.0
         learn = 0.05 <= share < 0.95
         for group in self.optimiser.param_groups:
-            group['lr'] = 3e-3 * (1 - share)
-        count = self.q.shape[0] * self.p.shape[0]
-        due = 0.0
-        for i, rows, j, columns in _tiles(self.q, self.p):
-            _improve(self._columns(i, rows, j, columns), self.p[i, columns], self.damping_p[i, columns])
-            error += _improve(self._rows(i, rows, j, columns), self.q[j, rows], self.damping_q[j, rows])
-            due += METRIC_STEPS / count
+            group['lr'] = LEARNING_RATE * (1 - share)
+        each = repeats * min(MOST_METRIC_STEPS, max(METRIC_STEPS, len(self.target))) / len(self.target)
+        for tiles in self._chunks(CHUNK):
+            factor_p = factor_q = None
+            for _ in range(repeats):
+                _, factor_p = _improve(self._columns(tiles), self.p[tiles], self.damping_p[tiles], factor_p)
+                found, factor_q = _improve(self._rows(tiles), self.q[tiles], self.damping_q[tiles], factor_q)
+            error += found
+            due += each * (tiles.stop - tiles.start)
+            number = tiles.start
             while learn and due >= 1 - 1e-6:
-                self._learn_metric(i, rows, j, columns)
+                self._learn_metric(number)
+                number = number + 1 if number + 1 < tiles.stop else tiles.start
                 due -= 1
+        self.idle = self.idle + 1 if error >= (1 - MIN_GAIN) ** repeats * self.error else 0
         self.error = error
 
-    def quantised(self, advance: Any) -> Sigmoid:
+    def quantised(self, advance: Callable[[], None]) -> Sigmoid:
         """Round the metric, let the states follow, then round them in turn, each given the other side."""
         metric, b, w, c = self.metric
         metric_grid = Grid.between(metric.reshape(-1, 1), METRIC_BITS)
         metric_codes = metric_grid.nearest(metric[..., None])[..., 0]
         self.metric = [metric_grid.values(metric_codes[..., None])[..., 0], b.half().float(), w, c]
-        for _ in range(2):
+        for _ in range(FOLLOWING_SWEEPS):
             self.sweep(1.0)
             advance()
         clip = CLIP.get(self.bits)
-        grids = {'q': Grid.between(self.q, self.bits, clip), 'p': Grid.between(self.p, self.bits, clip)}
-        codes = {'q': grids['q'].nearest(self.q), 'p': grids['p'].nearest(self.p)}
+        q, p = self.tiling.rows(self.q), self.tiling.columns(self.p)
+        grids = {'q': Grid.between(q, self.bits, clip), 'p': Grid.between(p, self.bits, clip)}
+        codes_q, codes_p = grids['q'].nearest(self.q), grids['p'].nearest(self.p)
         for _ in range(ROUNDING_SWEEPS):
-            for i, rows, j, columns in _tiles(self.q, self.p):
-                codes['p'][i, columns] = _round(self._columns(i, rows, j, columns), self.p[i, columns], grids['p'])
-                self.p[i, columns] = grids['p'].values(codes['p'][i, columns])
-                codes['q'][j, rows] = _round(self._rows(i, rows, j, columns), self.q[j, rows], grids['q'])
-                self.q[j, rows] = grids['q'].values(codes['q'][j, rows])
+            for tiles in self._chunks(ROUNDING_CHUNK):
+                codes_p[tiles] = _round(self._columns(tiles), self.p[tiles], grids['p'])
+                self.p[tiles] = grids['p'].values(codes_p[tiles])
+                codes_q[tiles] = _round(self._rows(tiles), self.q[tiles], grids['q'])
+                self.q[tiles] = grids['q'].values(codes_q[tiles])
             advance()
         self._solve_mixing()
-        codes['M'], grids['M'] = metric_codes, metric_grid
+        codes = {'q': self.tiling.rows(codes_q), 'p': self.tiling.columns(codes_p), 'M': metric_codes}
+        grids['M'] = metric_grid
         return Sigmoid(
             {key: value.cpu() for key, value in codes.items()},
             {key: grid.cpu() for key, grid in grids.items()},
             *(value.cpu() for value in (self.metric[1], w * self.spread, c * self.spread + self.mean)),
         )
 
-    def _rows(self, i: int, rows: slice, j: int, columns: slice) -> _Side:
-        metric, b, w, c = self.metric
-        decay = _decay(self.p[i, columns] @ _shifted(metric).T)
-        scale = None if self.scale is None else self.scale[rows, columns]
-        linear = metric.reshape(-1, metric.shape[-1])
-        return _Side(
-            self.target[rows, columns], scale, linear, b.reshape(-1), decay, w.repeat(len(metric)), c, self.ridge
-        )
+    def _chunks(self, sigmoids: dict[bool, int]) -> Iterator[slice]:
+        """The tiles, as many at a time as have so many sigmoids by kind of device."""
+        most = max(1, sigmoids[self.target.device.type == 'cpu'] // self.sigmoids)
+        for start in range(0, len(self.target), most):
+            yield slice(start, min(start + most, len(self.target)))
 
-    def _columns(self, i: int, rows: slice, j: int, columns: slice) -> _Side:
+    def _rows(self, tiles: slice) -> _Side:
         metric, b, w, c = self.metric
-        decay = _decay(self.q[j, rows] @ metric.reshape(-1, metric.shape[-1]).T)
-        scale = None if self.scale_t is None else self.scale_t[columns, rows]
-        target = self.target_t[columns, rows]
-        return _Side(target, scale, _shifted(metric), b.reshape(-1), decay, w.repeat(len(metric)), c, self.ridge)
+        decay = _decay(self.p[tiles] @ _shifted(metric).T)
+        scale = None if self.scale is None else self.scale[tiles]
+        linear, mixing = metric.reshape(-1, metric.shape[-1]), w.repeat(len(metric))
+        return _Side(self.target[tiles], scale, linear, b.reshape(-1), decay, mixing, c, self.ridge)
+
+    def _columns(self, tiles: slice) -> _Side:
+        metric, b, w, c = self.metric
+        # the offsets are in the decay, where they are added once for each row
+        decay = _decay(self.q[tiles] @ metric.reshape(-1, metric.shape[-1]).T + b.reshape(-1))
+        scale = None if self.scale is None else self.scale[tiles].transpose(1, 2)
+        target, mixing = self.target[tiles].transpose(1, 2), w.repeat(len(metric))
+        return _Side(target, scale, _shifted(metric), torch.zeros_like(b).reshape(-1), decay, mixing, c, self.ridge)
 
     def _solve_mixing(self) -> None:
         """The best ``w`` and ``c`` for the rounded states: a linear least-squares problem."""
         metric, b, w, c = self.metric
         gram = torch.zeros(len(w) + 1, len(w) + 1, dtype=torch.float64, device=w.device)
         right = torch.zeros(len(w) + 1, dtype=torch.float64, device=w.device)
-        for i, rows, j, columns in _tiles(self.q, self.p):
-            tile = _Tile(self.q[j, rows], self.p[i, columns], metric, b, w)
-            residual = (self.target[rows, columns] - c - tile.sigmoids @ tile.mixing).reshape(-1)
+        for number in range(len(self.target)):
+            tile = _Tile(self.q[number], self.p[number], metric, b, w)
+            residual = (self.target[number] - c - tile.sigmoids @ tile.mixing).reshape(-1)
             features = tile.sigmoids.view(len(residual), len(metric), len(w)).sum(1)
             features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
             if self.scale is not None:
-                scale = self.scale[rows, columns].reshape(-1)
+                scale = self.scale[number].reshape(-1)
                 features, residual = features * scale[:, None], residual * scale
             gram += features.T @ features
             right += features.T @ residual
@@ -623,12 +749,13 @@ class _Fit:
         w += step[:-1]
         c += step[-1]
 
-    def _learn_metric(self, i: int, rows: slice, j: int, columns: slice) -> None:
+    def _learn_metric(self, number: int) -> None:
+        """One step by the gradients of a tile."""
         metric, b, w, c = self.metric
-        tile = _Tile(self.q[j, rows], self.p[i, columns], metric, b, w)
-        residual = c + tile.sigmoids @ tile.mixing - self.target[rows, columns]
+        tile = _Tile(self.q[number], self.p[number], metric, b, w)
+        residual = c + tile.sigmoids @ tile.mixing - self.target[number]
         if self.scale is not None:
-            residual *= self.scale[rows, columns].square()
+            residual *= self.scale[number].square()
         gradients = tile.gradients(residual * (2 / residual.numel()))[2:]
         for parameter, gradient in zip(self.metric, gradients):
             parameter.grad = gradient
