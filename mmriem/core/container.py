@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import secrets
 import stat
@@ -32,6 +33,7 @@ from .derived import DerivedRecord, derive
 from .errors import RiemError
 from .framing import encode_digest, naming, pack, unpack
 from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest, expand_manifest
+from .parallel import in_order
 from .representation import Progress, Representation, get_representation
 from .surgery import WeightView
 from .vectors import PRECISION, VectorRecord, quantise
@@ -274,8 +276,8 @@ class Archive:
             for dense in self.dense:
                 yield (dense.layout.name, *dense.layout.aliases), dense.decode()
             total, done = sum(torch.Size(record.view.shape).numel() for record in self.weights), 0
-            for weight in self.weights:
-                tensor = weight.decode()
+            decoded = in_order(WeightRecord.decode, self.weights, torch.get_num_threads())
+            for weight, tensor in zip(self.weights, decoded):
                 yield (weight.view.name, *weight.view.aliases), tensor
                 done += tensor.numel()
                 if progress is not None:
@@ -407,13 +409,17 @@ def _check_blobs(blobs: Mapping[str, bytes], manifest: Manifest) -> None:
 
 
 def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[WeightRecord]:
-    start = 0
-    for entry in entries:
-        payload = streams[start : start + entry.n_bytes]
-        start += entry.n_bytes
+    """By as many threads as torch computes with: hashing and most of the decoding of integers run side by side."""
+    stops = list(itertools.accumulate(entry.n_bytes for entry in entries))
+
+    def record(number: int) -> WeightRecord:
+        entry, stop = entries[number], stops[number]
+        payload = streams[stop - entry.n_bytes : stop]
         _require_digest(f'stream of weight {entry.view.name!r}', payload, entry.stream)
         with naming(f'weight {entry.view.name!r}'):
-            yield WeightRecord(entry.view, _parse_payload(entry, payload), entry.decoded)
+            return WeightRecord(entry.view, _parse_payload(entry, payload), entry.decoded)
+
+    return in_order(record, range(len(entries)), torch.get_num_threads())
 
 
 def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:

@@ -6,8 +6,9 @@ One error stops all. Finished pieces are kept in a journal, if there is one, and
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from .journal import Journal
 from .representation import Progress
 from .workers import Workers, join, share_out, split
 
-T = TypeVar('T')
+S, T = TypeVar('S'), TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,28 @@ class Crew:
         others = [iter([] if rank == self.workers.rank else split(part)) for rank, part in enumerate(parts)]
         own = iter(made)
         return [next(own) if self.is_mine(task) else unpack(next(others[task.owner])) for task in tasks]
+
+
+def in_order(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterator[T]:
+    """The results of ``work`` on each item, in their order, made by so many threads, a few ahead at a time.
+
+    >>> list(in_order(abs, [-1, 2, -3], 2))
+    [1, 2, 3]
+    """
+    if threads <= 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(work, item))
+                if len(ahead) > 2 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run_all(tasks: Sequence[Task], threads: int, on_progress: Callable[[float, str], None] | None = None) -> list[Any]:

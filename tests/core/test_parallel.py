@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmriem.core.errors import RiemError
-from mmriem.core.parallel import Task, run_all
+from mmriem.core.parallel import Task, in_order, run_all
 
 
 @pytest.fixture
@@ -128,3 +128,15 @@ def test_an_error_of_the_callback_stops_all():
     with pytest.raises(KeyboardInterrupt, match='enough'):
         run_all(tasks_of([1, 1, 1], work), 2, interrupt)
     assert not workers()
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_results_come_in_the_order_of_the_items(threads):
+    assert list(in_order(str, range(20), threads)) == [str(number) for number in range(20)]
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_the_first_error_ends_them(threads):
+    found = in_order(lambda number: 1 // (5 - number), range(1000), threads)
+    with pytest.raises(ZeroDivisionError):
+        list(found)
