@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmriem.core import sigmoid as sigmoid_module
 from mmriem.core.errors import RiemError
 from mmriem.core.representation import get_representation
 from mmriem.core.sigmoid import TILE, Sigmoid, parameter_count, payload_bits
@@ -489,14 +490,14 @@ def test_weights_of_zero_leave_the_rest():
 def test_weights_of_any_scale_fit_as_well(scale):
     weight, form = randn(30, 40), form_of(16, 6)
     reference, found = (snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight * scale))
-    assert found == pytest.approx(reference, abs=0.5)
+    assert found > reference - 0.5
 
 
 @pytest.mark.parametrize('mean', [5.0, -100.0, 1e4])
 def test_a_mean_far_from_zero_costs_nothing(mean):
     weight, form = randn(30, 40), form_of(16, 6)
     reference, found = (snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight + mean))
-    assert found == pytest.approx(reference, abs=0.5)
+    assert found > reference - 0.5
 
 
 @pytest.mark.parametrize('value', [0.0, 0.1, -1e3 / 3, 1e-20])
@@ -554,3 +555,33 @@ def test_other_dtypes_are_fitted_too(dtype):
     weight = randn(20, 30).to(dtype)
     decoded = Sigmoid.fit(weight, form_of(12, 4), effort=0.3).decode()
     assert decoded.dtype == torch.float32 and snr(weight.float(), decoded) > 5
+
+
+@pytest.mark.parametrize('blocks', [(1, 1), (2, 3)])
+def test_chunks_of_every_size_fit_alike(monkeypatch, blocks):
+    """What other devices do: more tiles in one product. The metric learns from them in another order."""
+    weight, form = randn(30, 41), form_of(12, 4, row_blocks=blocks[0], col_blocks=blocks[1])
+    found = []
+    for sigmoids in (1, 1 << 26):
+        for name in ('CHUNK', 'ROUNDING_CHUNK'):
+            monkeypatch.setattr(sigmoid_module, name, dict.fromkeys((True, False), sigmoids))
+        found.append(snr(weight, Sigmoid.fit(weight, form, effort=0.3).decode()))
+    assert found[0] == pytest.approx(found[1], abs=1.5 if max(blocks) > 1 else 0)
+
+
+def test_a_fit_that_gains_no_more_is_idle():
+    fit = sigmoid_module._Fit(torch.full((20, 30), 2.0), form_of(4, 2), None, 0)
+    for _ in range(sigmoid_module.SWEEPS):
+        before, idle = fit.error, fit.idle
+        fit.sweep(1.0)
+        gained = fit.error < (1 - sigmoid_module.MIN_GAIN) * before
+        assert fit.idle == (0 if gained else idle + 1)
+    assert fit.idle >= sigmoid_module.PATIENCE
+
+
+@pytest.mark.parametrize('sweeps', [4, 5, 6, 11, 56])
+def test_the_schedule_has_as_many_steps_as_asked_for(sweeps):
+    schedule = sigmoid_module._schedule(sweeps)
+    assert sum(repeats for _, repeats in schedule) == sweeps and schedule[0] == (0.0, 1)
+    done = [sum(repeats for _, repeats in schedule[:number]) / sweeps for number in range(len(schedule))]
+    assert [share for share, _ in schedule] == done
