@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,14 @@ def benchmark_config(tmp_path):
 
 
 @pytest.fixture
+def port() -> str:
+    """A port of this machine that is free."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture(scope='session')
 def call():
     """Run a Python program of the project, or a shell script, as a user does; gives the finished process."""
 

@@ -2,6 +2,8 @@
 
 python tools/compress.py CONFIG CHECKPOINT
 python tools/compress.py CONFIG CHECKPOINT --size 2MB
+python tools/compress.py CONFIG CHECKPOINT --resume
+bash tools/dist_compress.sh CONFIG CHECKPOINT 4
 python tools/test.py work_dirs/NAME/NAME.py work_dirs/NAME/NAME.riem
 """
 
@@ -20,6 +22,7 @@ from mmriem.core.compress import AUTO, Settings
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, Outputs, compress_detector, print_report
+from mmriem.engine.processes import LAUNCHERS, joined
 from mmriem.engine.progress import show_progress
 
 UNITS = {'b': 1, 'kb': 10**3, 'mb': 10**6, 'gb': 10**9, 'kib': 2**10, 'mib': 2**20, 'gib': 2**30}
@@ -84,10 +87,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, default=1, help='random starts of each fit, the worse ones culled early')
     parser.add_argument('--seed', type=int, default=0, help='the first of them')
     parser.add_argument('--effort', type=float, default=1.0, help='factor on the optimisation steps (default: 1)')
-    parser.add_argument('--device', default='cpu', help='where the fit runs (default: cpu)')
     parser.add_argument(
-        '--threads', type=int, default=os.cpu_count(), help='weights fitted at a time (default: all cores)'
+        '--device',
+        default='cpu',
+        help='where the fit runs (default: cpu); with a launcher, cuda is a GPU for each process',
     )
+    parser.add_argument(
+        '--threads', type=int, help='weights fitted at a time in each process (default: all cores, shared out)'
+    )
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='what started the processes that share the work'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -95,7 +106,13 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override entries of the config: a.b=1 a.c="[x,y]", without white space in a value',
     )
-    parser.add_argument('--force', action='store_true', help='replace existing outputs')
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on where an interrupted compression of the same settings was, if there is one',
+    )
+    parser.add_argument('--force', action='store_true', help='replace existing outputs; without --resume, start over')
+    parser.add_argument('--no-progress', action='store_true', help='do not show how far the work is')
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -137,30 +154,37 @@ def main() -> None:
         effort=args.effort,
         recalibration=not args.no_recalibration,
     )
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     device = check_device(args.device)
     outputs = Outputs.named(args.out, args.config, args.checkpoint)
-    outputs.check(force=args.force)
-    with show_progress('compressing') as on_progress:
-        report = compress_detector(
-            args.config,
-            args.checkpoint,
-            outputs,
-            settings,
-            options=args.cfg_options,
-            metric=args.metric,
-            images=args.images,
-            image_count=args.image_count,
-            device=device,
-            threads=max(1, args.threads),
-            trust=args.trust_checkpoint,
-            force=args.force,
-            on_progress=on_progress,
-        )
-    print_report(report, outputs)
+    with joined(args.launcher) as workers:
+        if workers.size > 1 and device == 'cuda':
+            device = check_device(f'cuda:{os.environ["LOCAL_RANK"]}')
+        with show_progress('compressing', quiet=args.no_progress or workers.rank > 0) as display:
+            report = compress_detector(
+                args.config,
+                args.checkpoint,
+                outputs,
+                settings,
+                options=args.cfg_options,
+                metric=args.metric,
+                images=args.images,
+                image_count=args.image_count,
+                device=device,
+                threads=max(1, args.threads or os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))),
+                trust=args.trust_checkpoint,
+                force=args.force,
+                resume=args.resume,
+                on_progress=display,
+                on_layer=display.layer,
+                workers=workers,
+            )
+    if report is not None:
+        print_report(report, outputs)
 
 
 if __name__ == '__main__':
     try:
         run(main)
     except KeyboardInterrupt:
-        sys.exit('interrupted: nothing was written')
+        sys.exit('interrupted: nothing was written; what is finished is kept, go on with --resume')

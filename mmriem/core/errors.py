@@ -6,3 +6,7 @@ class RiemError(RuntimeError):
 
     The command line tools print it without a traceback and exit with status 1.
     """
+
+
+class Interrupted(RiemError):
+    """The work could not go on, through no fault of what was asked for; what is finished is worth keeping."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import RiemError
+from .errors import Interrupted, RiemError
 
 _SETTINGS = 'settings.json'
 _SUFFIX = '.piece'
@@ -61,7 +61,7 @@ class Journal:
             try:
                 self.folder.mkdir(exist_ok=True)
             except OSError as error:
-                raise RiemError(f'{self.folder}: the journal cannot be written ({error.strerror})') from error
+                raise Interrupted(f'{self.folder}: the journal cannot be written ({error.strerror})') from error
             self._write(path, [json.dumps(wanted, indent=1).encode()])
 
     def get(self, key: str) -> bytes | None:
@@ -77,7 +77,7 @@ class Journal:
         """Keep a piece; when this returns it survives the process, and the machine if its disk does.
 
         Raises:
-            RiemError: the disk is full, or the folder is gone.
+            Interrupted: the disk is full, or the folder is gone.
         """
         self._write(self._path(key), [hashlib.sha256(piece).digest(), piece])
 
@@ -103,7 +103,7 @@ class Journal:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            raise RiemError(
+            raise Interrupted(
                 f'{self.folder}: the journal cannot be written ({error.strerror}); make room, and go on with --resume'
             ) from error
         finally:

@@ -28,7 +28,7 @@ class Workers:
         """What each process gave, by rank, in every process.
 
         Raises:
-            RiemError: a process is gone.
+            Interrupted: a process is gone.
         """
         return [data]
 
@@ -36,7 +36,7 @@ class Workers:
         """What each process gave, by rank, in the process of rank ``to``; nothing in the others.
 
         Raises:
-            RiemError: a process is gone.
+            Interrupted: a process is gone.
         """
         return [data]
 

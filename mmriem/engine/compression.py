@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from mmriem.core import container
-from mmriem.core.compress import OnProgress, Settings, compress, reencode
-from mmriem.core.errors import RiemError
+from mmriem.core.compress import OnLayer, OnProgress, Settings, compress, reencode
+from mmriem.core.errors import Interrupted, RiemError
+from mmriem.core.journal import Journal
 from mmriem.core.live import holds_states, make_dense
 from mmriem.core.manifest import Source
+from mmriem.core.workers import Workers
+from mmriem.version import __version__
 from mmriem.visualization import report_page
 
 from .checkpoint import load_into, read_checkpoint
@@ -30,6 +36,8 @@ from .probe import DetectorProbe
 __all__ = ['METRICS', 'Outputs', 'compress_detector', 'loading_config', 'print_report']
 
 PULLBACK, IDENTITY = METRICS = ('pullback', 'identity')
+_WRITING = 'outputs'
+"""The piece of a journal that says that the outputs are being written."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,29 @@ class Outputs:
         """The report for people."""
         return self.riem.with_suffix('.html')
 
-    def check(self, *, force: bool) -> None:
+    @property
+    def journal(self) -> Journal:
+        """What keeps the finished weights of a compression until its outputs are there."""
+        return Journal(self.riem.with_name(f'{self.riem.name}.journal'))
+
+    def check(self, *, force: bool, resume: bool = False) -> None:
         """Make the folder, and see that nothing is there that may not be replaced.
 
+        Args:
+            force: whatever is there may be, the journal of an unfinished compression too.
+            resume: that journal stays; so may outputs that the unfinished compression had begun to write.
+
         Raises:
-            RiemError: an output exists, or the folder cannot be made or written.
+            RiemError: an output or a journal exists, or the folder cannot be made or written.
         """
+        if self.journal.exists() and not resume:
+            if not force:
+                raise RiemError(
+                    f'{self.journal.folder}: expected none, found the journal of an unfinished compression with '
+                    f'{len(self.journal)} finished pieces; go on with --resume, or start over with --force'
+                )
+            self.journal.remove()
+        force = force or (resume and self.journal.get(_WRITING) is not None)
         for path in (self.riem, self.config, self.report, self.page):
             if path.is_dir():
                 raise RiemError(f'{path}: expected the name of a file to write, found a folder')
@@ -94,9 +119,14 @@ def compress_detector(
     threads: int = 1,
     trust: bool = False,
     force: bool = False,
+    resume: bool = False,
     on_progress: OnProgress | None = None,
-) -> dict[str, Any]:
-    """Compress a detector and write the outputs; returns the report.
+    on_layer: OnLayer | None = None,
+    workers: Workers | None = None,
+) -> dict[str, Any] | None:
+    """Compress a detector and write the outputs; returns the report, None in all processes but the first.
+
+    Finished weights are kept in the journal beside the outputs until these are written.
 
     The states of a trained RieM model are written as they are, and every other weight of it dense, unless `settings`
     has a budget: then all its weights are compressed anew.
@@ -113,12 +143,19 @@ def compress_detector(
         device: where the fit runs.
         threads: weights fitted at a time.
         trust: unpickle the checkpoint without protection.
-        force: replace existing outputs.
+        force: replace existing outputs, and start over where a journal is.
+        resume: go on with the journal, if there is one.
         on_progress: called with the share that is done and the name of a weight.
+        on_layer: called as a weight of this process is done.
+        workers: the processes that share the work, each of which calls this.
 
     Raises:
-        RiemError: config and checkpoint do not fit, or cannot be read, or the budget is too small.
+        RiemError: config and checkpoint do not fit, or cannot be read, or the budget is too small; the journal is of
+            another compression; a process is gone.
     """
+    workers = workers or Workers()
+    if workers.rank == 0:
+        outputs.check(force=force, resume=resume)
     if metric != PULLBACK and (images is not None or image_count):
         raise RiemError(f'--images, --image-count: expected with --metric {PULLBACK}, found --metric {metric}')
     cfg = read_config(config, options)
@@ -130,15 +167,44 @@ def compress_detector(
     read.state_dict.clear()  # as large as the model
     told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
     states = make_dense(model)
-    if states and not settings.has_budget:
-        encoded = {name: weight.encoded() for name, weight in states.items()}
-        compressed = reencode(model, {name: kept for name, kept in encoded.items() if kept is not None}, **told)
-    else:
-        probe = DetectorProbe(cfg, image_count, settings.seed, images) if metric == PULLBACK else None
-        compressed = compress(
-            model, settings, probe=probe, device=device, threads=threads, on_progress=on_progress, **told
-        )
-    container.write(outputs.riem, compressed.archive, force=force)
+    is_trained = bool(states) and not settings.has_budget
+    has_images = metric == PULLBACK and not is_trained
+    probe = DetectorProbe(cfg, image_count, settings.seed, images) if has_images else None
+    journal = outputs.journal
+    begun = _identity(cfg, read.sha256, settings, metric, probe, device)
+    for rank in range(2):  # the first process makes the folder, the others find it
+        if (rank == 0) == (workers.rank == 0):
+            journal.begin(begun)
+        workers.exchange(b'')
+    try:
+        if is_trained:
+            encoded = {name: weight.encoded() for name, weight in states.items()}
+            compressed = reencode(model, {name: kept for name, kept in encoded.items() if kept is not None}, **told)
+        else:
+            compressed = compress(
+                model,
+                settings,
+                probe=probe,
+                device=device,
+                threads=threads,
+                on_progress=on_progress,
+                on_layer=on_layer,
+                workers=workers,
+                journal=journal,
+                **told,
+            )
+    except Interrupted:
+        raise
+    except RiemError:
+        if workers.rank == 0:
+            journal.remove()  # the same settings would end in the same error
+        raise
+    if workers.rank > 0:
+        return None
+    started = time.perf_counter()
+    journal.put(_WRITING, b'')
+    container.write(outputs.riem, compressed.archive, force=force or resume)
+    compressed.report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
     report = {
         'file': outputs.riem.name,
         'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
@@ -147,7 +213,25 @@ def compress_detector(
     _write_text(outputs.config, loading_config(cfg, outputs.riem.name))
     _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
     _write_text(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
+    journal.remove()
     return report
+
+
+def _identity(
+    config: Config, checkpoint: str, settings: Settings, metric: str, probe: DetectorProbe | None, device: str
+) -> dict[str, Any]:
+    """What a compression depends on: only where all of it is the same, finished weights are."""
+    images = {} if probe is None else {**probe.describe(), 'sha256': probe.digest()}
+    return {
+        'mmriem': __version__,
+        'torch': torch.__version__,
+        'config': hashlib.sha256(json.dumps(config.to_dict(), default=repr).encode()).hexdigest(),
+        'checkpoint': checkpoint,
+        'metric': metric,
+        'device': torch.device(device).type,
+        **{key.replace('_', ' '): value for key, value in vars(settings).items()},
+        **{f'images: {key}': value for key, value in images.items()},
+    }
 
 
 def loading_config(config: Config, riem_name: str) -> str:

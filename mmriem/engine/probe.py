@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,14 @@ class DetectorProbe(Probe):
 
     def describe(self) -> dict[str, Any]:
         return self._description
+
+    def digest(self) -> str:
+        """SHA-256 of the images, in hexadecimal; of procedural ones `describe` says all."""
+        found = hashlib.sha256()
+        for image in self._images:
+            if isinstance(image, Path):
+                found.update(hashlib.sha256(image.read_bytes()).digest())
+        return found.hexdigest()
 
     def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
         batch = pseudo_collate([self._sample(number) for number in range(first, last)])

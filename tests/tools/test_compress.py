@@ -14,6 +14,7 @@ import torch
 
 from mmriem.core import container
 from mmriem.core.compress import DEFAULT_ERRORS
+from mmriem.core.journal import Journal
 from mmriem.engine import read_checkpoint
 
 
@@ -209,14 +210,19 @@ def test_interrupted_leaves_nothing(tools, tiny_config, runner_checkpoint, tmp_p
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell starts with &
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / 'o').exists() and time.monotonic() < deadline:
+    journal = tmp_path / 'o' / f'{runner_checkpoint.stem}.riem.journal'
+    while not journal.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert 'interrupted: nothing was written' in printed and 'Traceback' not in printed
-    assert not list((tmp_path / 'o').iterdir())
+    assert (
+        'interrupted: nothing was written; what is finished is kept, go on with --resume' in printed
+        and 'Traceback' not in printed
+    )
+    assert list((tmp_path / 'o').iterdir()) == [journal]
+    assert list(journal.glob('settings.json')) and not list(journal.glob('.*'))
 
 
 def test_stock_config_of_the_wheel(call_here, tools, tmp_path):
@@ -343,3 +349,88 @@ def test_only_one_budget(compress, capsys):
     assert 'not allowed with argument' in capsys.readouterr().err
     assert compress('--out', 'o.riem', '--size', '5 apples') == 2
     assert 'expected a size such as 5MB or 750kB' in capsys.readouterr().err
+
+
+# ---- several processes, and going on after a kill
+
+
+LATTICE = ('--bits', '6', '--image-count', '4')
+
+
+@pytest.fixture(scope='module')
+def whole_file(call, tools, tiny_config, runner_checkpoint, tmp_path_factory):
+    """What one process with one thread writes in one go."""
+    out = tmp_path_factory.mktemp('whole') / 'o.riem'
+    done = call(tools / 'compress.py', tiny_config, runner_checkpoint, '--out', out, '--threads', '1', *LATTICE)
+    assert done.returncode == 0, done.stderr
+    assert all(f'compressing: {tenth} % (' in done.stderr for tenth in range(40, 101, 10))
+    assert '/25 layers, ' in done.stderr
+    return out.read_bytes()
+
+
+def test_two_processes_write_the_same_bytes(call, tools, tiny_config, runner_checkpoint, whole_file, tmp_path, port):
+    arguments = [tiny_config, runner_checkpoint, '2', '--out', 'o.riem', *LATTICE, '--no-progress']
+    done = call(tools / 'dist_compress.sh', *arguments, cwd=tmp_path, PORT=port)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'o.riem').read_bytes() == whole_file
+    assert files(tmp_path) == ['o.html', 'o.json', 'o.py', 'o.riem']
+    assert json.loads((tmp_path / 'o.json').read_text())['totals']['processes'] == 2
+    assert 'compressing' not in done.stderr and done.stdout.count('evaluate: ') == 1
+
+
+def test_killed_refused_and_resumed(compress, tools, tiny_config, runner_checkpoint, whole_file, tmp_path, monkeypatch):
+    command = [sys.executable, tools / 'compress.py', tiny_config, runner_checkpoint, '--out', 'o.riem', *LATTICE]
+    journal = tmp_path / 'o.riem.journal'
+    process = subprocess.Popen([*map(str, command)], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(journal.glob('*.piece'))) < 90:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert files(tmp_path) == ['o.riem.journal']
+    kept = {path: path.stat().st_mtime_ns for path in journal.glob('*.piece')}
+    assert len(kept) >= 90
+    error = compress('--out', 'o.riem', *LATTICE)
+    assert 'journal of an unfinished compression' in error and '--resume' in error and '--force' in error
+    for arguments, word in (
+        (['--bits', '5', '--image-count', '4'], 'bits: 6.0, here 5.0'),
+        (['--bits', '6', '--image-count', '5'], 'images: count: 4, here 5'),
+        ([*LATTICE, '--cfg-options', 'model.test_cfg.nms_pre=99'], 'config: '),
+    ):
+        error = compress('--out', 'o.riem', '--resume', *arguments)
+        assert 'expected the journal of this compression' in error and word in error
+    assert kept == {path: path.stat().st_mtime_ns for path in journal.glob('*.piece')}
+    rewritten = []
+
+    def look(self):
+        rewritten.extend(path for path, time in kept.items() if path.stat().st_mtime_ns != time)
+        remove(self)
+
+    remove = Journal.remove
+    monkeypatch.setattr(Journal, 'remove', look)
+    assert compress('--out', 'o.riem', '--resume', *LATTICE) is None
+    assert not rewritten and (tmp_path / 'o.riem').read_bytes() == whole_file
+    assert files(tmp_path) == ['o.html', 'o.json', 'o.py', 'o.riem']
+
+
+def test_a_budget_that_is_too_small_leaves_no_journal(compress, tmp_path):
+    assert compress('--out', 'o.riem', '--size', '3kB', '--image-count', '2').startswith('error: budget')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kill_while_the_outputs_are_written(compress, whole_file, tmp_path, monkeypatch):
+    """The file is there, and the journal still is: going on replaces the file."""
+    arguments = ['--out', 'o.riem', *LATTICE, '--resume']
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, 'remove', lambda journal: None)
+        assert compress(*arguments) is None
+    (tmp_path / 'o.riem').write_bytes(b'older')
+    assert compress(*arguments) is None
+    assert (tmp_path / 'o.riem').read_bytes() == whole_file and not (tmp_path / 'o.riem.journal').exists()
+    assert compress(*arguments).startswith('error: o.riem: expected no file of that name')
+
+
+def test_a_launcher_that_did_not_start_it(compress, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    for launcher, name in (('pytorch', 'RANK'), ('slurm', 'SLURM_NODELIST'), ('mpi', 'OMPI_COMM_WORLD_SIZE')):
+        error = compress('--launcher', launcher)
+        assert error.startswith(f'error: --launcher {launcher}: expected {name} in the environment')

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import socket
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -110,15 +109,9 @@ def test_train_resume_and_test(call_here, tools, tiny_config, riem_file, tmp_pat
     assert metrics(work_dir)['coco/bbox_mAP'] > 0.1
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
-def test_two_processes(call, call_here, tools, tiny_config, riem_file, tmp_path):
+def test_two_processes(call, call_here, tools, tiny_config, riem_file, tmp_path, port):
     flags = ['--work-dir', 'two', '--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
-    done = call(tools / 'dist_test.sh', tiny_config, riem_file, 2, *flags, cwd=tmp_path, PORT=str(free_port()))
+    done = call(tools / 'dist_test.sh', tiny_config, riem_file, 2, *flags, cwd=tmp_path, PORT=port)
     assert done.returncode == 0, done.stderr
     assert call_here(tools / 'test.py', tiny_config, riem_file, '--work-dir', 'one') is None
     one, two = (metrics(tmp_path / name)['coco/bbox_mAP'] for name in ('one', 'two'))
@@ -164,7 +157,9 @@ def test_slurm_command_lines(call, tools, tmp_path, script, positional, expected
     assert found[3:] == [*expected[1:], '--cfg-options', 'a=[1, 2]']
 
 
-@pytest.mark.parametrize('script', ['dist_test.sh', 'dist_train.sh', 'slurm_test.sh', 'slurm_train.sh'])
+@pytest.mark.parametrize(
+    'script', ['dist_test.sh', 'dist_train.sh', 'slurm_test.sh', 'slurm_train.sh', 'dist_compress.sh']
+)
 def test_scripts_tell_their_usage(call, tools, script):
     done = call(tools / script, 'config.py')
     assert done.returncode == 2 and done.stderr.startswith(f'usage: {script}')
