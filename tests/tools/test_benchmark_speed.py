@@ -1,0 +1,29 @@
+import csv
+
+import pytest
+
+
+@pytest.fixture
+def benchmark_speed(call_here, tools, tiny_config):
+    """Run the tool on the tiny detector, with a small image."""
+    fixed = ['--metric', 'identity', '--threads', '1', '--shape', '64', '96', '--repeats', '1']
+    return lambda *arguments: call_here(tools / 'benchmark_speed.py', tiny_config, *fixed, *arguments)
+
+
+@pytest.mark.parametrize('representation', ['lattice', 'bilinear'])
+def test_a_row_for_each_network_and_its_stages(benchmark_speed, tiny_config, tmp_path, representation):
+    arguments = ['--representation', representation, '--bits', '8', '--out', 'out/speed']
+    assert benchmark_speed(*arguments) is None
+    (row,) = csv.DictReader((tmp_path / 'out' / 'speed.csv').open())
+    assert row['network'] == tiny_config.stem and int(row['bytes']) > 0 and int(row['elements']) > 0
+    timed = ('encode s', 'read s', 'decode s', 'load s', 'torch.load s', 'dense s/image', 'live s/image')
+    assert all(float(row[key]) > 0 for key in timed)
+    tables = (tmp_path / 'out' / 'speed.md').read_text().split('\n\n')
+    assert '| network | weights |' in tables[0] and ' % |' in tables[1] and 'us/element' in tables[2]
+    shares = [int(cell.strip(' %')) for cell in tables[1].splitlines()[-1].split('|')[2:-1]]
+    assert 95 <= sum(shares) <= 105
+    assert 'benchmark_speed.py' in tables[3]
+
+
+def test_as_many_checkpoints_as_configs(benchmark_speed):
+    assert 'expected one for each of 1 configs, found 2' in benchmark_speed('--checkpoints', 'a.pth', 'b.pth')
