@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mmriem.core.compress import Settings, compress
+from mmriem.core.compress import Settings, compress, layer_cost
 from mmriem.core.errors import RiemError
 from mmriem.core.journal import Journal
 from mmriem.core.manifest import Source
 from mmriem.core.probe import ImageProbe
+from mmriem.core.surgery import WeightView
 from mmriem.core.workers import Workers, join, share_out, split
 
 
@@ -108,6 +109,19 @@ def test_one_process_has_what_it_gave():
     assert Workers().exchange(b'a') == Workers().gather(b'a', 0) == [b'a']
 
 
+@pytest.mark.parametrize('representation', ['lattice', 'auto', 'sigmoid'])
+def test_predicted_cost_grows_with_every_size(representation):
+    settings = Settings(representation=representation, bits=3.0)
+
+    def cost(rows, columns):
+        return layer_cost(WeightView('w', (rows, columns)), settings)
+
+    assert 0 < cost(64, 64) < cost(128, 64) < cost(128, 128) < cost(128, 12_544)
+    if representation == 'lattice':  # blocks of columns bound the cost of a wide matrix
+        assert cost(128, 4 * 6144) == pytest.approx(4 * cost(128, 6144))
+    assert cost(256, 256) < layer_cost(WeightView('w', (256, 256)), Settings(representation='auto', bits=3.0)) * 1.001
+
+
 # ---- compression
 
 
@@ -131,6 +145,9 @@ def test_the_same_bytes_as_with_one_process(size, settings):
     first, *others = together(size, lambda workers: run(workers, **settings))
     assert others == [None] * (size - 1)
     assert first.archive.to_bytes() == alone.archive.to_bytes()
+    stages = {'factor', 'solve', 'write'}
+    if settings.get('representation') not in ('bilinear', 'sigmoid'):
+        assert stages <= set(first.report['weights'][0]['seconds_of_stage']) and first.report['totals']['turns'] > 1
     times = {'seconds', 'seconds_of_stage', 'wall_seconds', 'stages', 'processes'}
     ours, theirs = (
         json.dumps(

@@ -429,6 +429,34 @@ def test_a_kill_while_the_outputs_are_written(compress, whole_file, tmp_path, mo
     assert compress(*arguments).startswith('error: o.riem: expected no file of that name')
 
 
+def test_slurm_command_line(call, tools, tmp_path):
+    """No Slurm here: an `srun` that prints its arguments stands in, and they are compared."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    environment = dict(
+        PATH=f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', PROCESSES='6', SRUN_ARGS='--qos=low --exclusive'
+    )
+    done = call(tools / 'slurm_compress.sh', 'part', 'job', 'a config.py', 'x.pth', '--bits', '2', **environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert {'--partition=part', '--job-name=job', '--ntasks=6', '--qos=low', '--exclusive'} <= set(lines)
+    expected = [
+        str(tools / 'compress.py'),
+        'a config.py',
+        'x.pth',
+        '--launcher',
+        'slurm',
+        '--threads',
+        '4',
+        '--bits',
+        '2',
+    ]
+    assert lines[lines.index('-u') + 1 :] == expected
+    done = call(tools / 'slurm_compress.sh', 'part')
+    assert done.returncode == 2 and done.stderr.startswith('usage: slurm_compress.sh')
+
+
 def test_a_launcher_that_did_not_start_it(compress, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     for launcher, name in (('pytorch', 'RANK'), ('slurm', 'SLURM_NODELIST'), ('mpi', 'OMPI_COMM_WORLD_SIZE')):
