@@ -2,6 +2,7 @@
 
 python tools/measure_fit.py                                      # a synthetic 128 x 256 matrix
 python tools/measure_fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint
+python tools/measure_fit.py --published 63096                    # the published recipe, and the fit to its error
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mmriem.core import get_representation
 from mmriem.core.errors import RiemError
-from mmriem.core.sigmoid import Sigmoid, parameter_count
+from mmriem.core.sigmoid import Sigmoid, parameter_count, payload_bits
 from mmriem.core.surgery import WeightView
 from mmriem.engine import read_checkpoint
 from mmriem.engine.command_line import run
@@ -32,6 +33,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ratios', nargs='+', type=float, default=[0.10, 0.19, 0.30])
     parser.add_argument('--state-bits', nargs='+', type=int, default=[8, 0], help='0: by the budget')
     parser.add_argument('--effort', type=float, default=1.0)
+    parser.add_argument(
+        '--published',
+        type=int,
+        metavar='N',
+        help='instead: N steps of the published recipe, and how soon fits get there',
+    )
     parser.add_argument('--threads', type=int, default=1)
     return parser.parse_args()
 
@@ -72,11 +79,106 @@ def truncated(matrix: Tensor, rank: int) -> float:
     return 10 * math.log10(float(singular[rank:].square().sum() / singular.square().sum()))
 
 
+class Published:
+    """The published recipe with the gradients of one pass in place, three times as fast as those of autograd.
+
+    States uniform in -2 .. 2 (of 1, 2 and 4 the range with the lowest error after 3,000 steps), everything else as
+    ``nn.Linear`` starts; Adam at 5e-5 on the squared error of the whole matrix.
+    """
+
+    def __init__(self, matrix: Tensor, seed: int = 0) -> None:
+        dq, dmu, shifts = (PAPER[key] for key in ('dq', 'dmu', 'shifts'))
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(spread: float, *shape: int) -> Tensor:
+            return (torch.rand(*shape, generator=generator) * 2 - 1) * spread
+
+        states = [uniform(2.0, neurons, dq) for neurons in matrix.shape]
+        linears = [uniform(dq**-0.5, shifts, dmu, dq), uniform(dq**-0.5, shifts, dmu)]
+        self.matrix = matrix
+        self.parameters = [*states, *linears, uniform(dmu**-0.5, dmu), uniform(dmu**-0.5, 1)]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=5e-5, fused=True)
+        self._sigmoids = torch.empty(*matrix.shape, shifts * dmu)
+
+    def step(self) -> None:
+        """One step of Adam."""
+        q, p, metric = self.parameters[:3]
+        shifts, dmu, dq = metric.shape
+        rows, columns = metric.reshape(-1, dq), self._columns()
+        s, mixing = self._evaluate(q, p)
+        upstream = self._residual(s, mixing) * (2 / self.matrix.numel())
+        mixing_gradient = torch.mv(s.view(-1, len(mixing)).T, upstream.reshape(-1)).view(shifts, dmu).sum(0)
+        torch.addcmul(s, s, s, value=-1, out=s).mul_(mixing).mul_(upstream[..., None])
+        by_row, by_column = s.sum(1), s.sum(0)
+        metric_gradient = (by_row.T @ q).view(shifts, dmu, dq)
+        shifted = (by_column.T @ p).view(shifts, dmu, dq)
+        back = torch.stack([torch.roll(shifted[k], -(k * dq // shifts), -1) for k in range(shifts)])
+        gradients = [by_row @ rows, by_column @ columns, metric_gradient + back, by_row.sum(0).view(shifts, dmu)]
+        for parameter, gradient in zip(self.parameters, [*gradients, mixing_gradient, upstream.sum()[None]]):
+            parameter.grad = gradient
+        self.optimiser.step()
+
+    def errors(self) -> tuple[float, float]:
+        """In dB, with float states and with states rounded to 8 bits."""
+        q, p = self.parameters[:2]
+        found = []
+        for states in ((q, p), (_rounded(q), _rounded(p))):
+            residual = self._residual(*self._evaluate(*states))
+            found.append(decibels(self.matrix, self.matrix + residual))
+        return found[0], found[1]
+
+    def _columns(self) -> Tensor:
+        metric = self.parameters[2]
+        shifts, _, dq = metric.shape
+        return torch.cat([torch.roll(metric[k], k * dq // shifts, -1) for k in range(shifts)])
+
+    def _evaluate(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        metric, b, w = self.parameters[2:5]
+        rows = (-(q @ metric.reshape(-1, metric.shape[-1]).T + b.reshape(-1))).clamp_(-80, 80).exp_()
+        columns = (-(p @ self._columns().T)).clamp_(-80, 80).exp_()
+        torch.mul(rows[:, None], columns, out=self._sigmoids)
+        return self._sigmoids.add_(1).reciprocal_(), w.repeat(len(metric))
+
+    def _residual(self, sigmoids: Tensor, mixing: Tensor) -> Tensor:
+        return self.parameters[5] + sigmoids @ mixing - self.matrix
+
+
+def _rounded(states: Tensor) -> Tensor:
+    """To the nearest of 256 levels between the minimum and the maximum of each column."""
+    low, high = states.amin(0), states.amax(0)
+    step = (high - low) / 255
+    return low + ((states - low) / step).round() * step
+
+
+def compare_published(matrix: Tensor, steps: int) -> None:
+    """Print the error of the published recipe over its steps, and the fits of as many bytes until one is as good."""
+    recipe, started = Published(matrix), time.process_time()
+    marks = {round(10 ** (number / 10)) for number in range(20, 70)} | {steps}
+    for done in range(1, steps + 1):
+        recipe.step()
+        if done in marks:
+            spent = time.process_time() - started
+            error, rounded = recipe.errors()
+            print(f'published, {done:7,} steps: {error:.2f} dB, 8-bit states {rounded:.2f} dB, {spent:.1f} s of CPU')
+    budget = payload_bits(tuple(matrix.shape), PAPER)
+    settings = Sigmoid.configure(tuple(matrix.shape), budget)
+    for effort in (1, 1.5, 2, 3, 4, 6):
+        begun = time.process_time()
+        found = decibels(matrix, Sigmoid.fit(matrix, settings, effort=effort).decode())
+        own = time.process_time() - begun
+        print(f'{budget // 8:,} bytes, effort {effort}: {found:.2f} dB in {own:.2f} s of CPU, 1 / {spent / own:.0f}')
+        if found <= rounded:
+            break
+
+
 def main() -> None:
     """Print the tables."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     matrix = matrix_of(args)
+    if args.published is not None:
+        compare_published(matrix, args.published)
+        return
     shape = tuple(matrix.shape)
     if args.checkpoint is None:
         count = parameter_count(shape, PAPER)
