@@ -1,20 +1,25 @@
 """Registries of mmriem, children of MMEngine's: `type='mmriem.NAME'` in a config needs no import beside it.
 
-MMEngine imports `mmriem.registry` when it meets the scope `mmriem`, and then the `locations`.
+MMEngine imports `mmriem.registry` when it meets the scope `mmriem`, and then the `locations`. Classifiers need nothing
+but mmengine, so the modules that derive from mmdet's are left out where mmdet is not installed.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 from torch import nn
 
 from mmriem.core.errors import RiemError
 
-__all__ = ['HOOKS', 'MODELS']
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'TRANSFORMS']
 
 PREFIX = 'RieM'
 
@@ -58,5 +63,14 @@ def _stock_class(name: str) -> type[nn.Module]:
     return found
 
 
-MODELS = ModelRegistry('model', parent=MMENGINE_MODELS, scope='mmriem', locations=['mmriem.models'])
+OF_MMDET = ['mmriem.models'] if find_spec('mmdet') is not None else []
+
+MODELS = ModelRegistry(
+    'model', parent=MMENGINE_MODELS, scope='mmriem', locations=['mmriem.classification.classifier', *OF_MMDET]
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmriem', locations=['mmriem.engine'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmriem', locations=['mmriem.classification.datasets'])
+TRANSFORMS = Registry(
+    'transform', parent=MMENGINE_TRANSFORMS, scope='mmriem', locations=['mmriem.classification.transforms']
+)
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmriem', locations=['mmriem.classification.metric'])

@@ -1,4 +1,4 @@
-"""Compress a trained detector without data: CONFIG and CHECKPOINT to a .riem file, a config that loads it, a report.
+"""Compress a trained detector or classifier without data: a .riem file, a config that loads it, a report.
 
 python tools/compress.py CONFIG CHECKPOINT
 python tools/compress.py CONFIG CHECKPOINT --size 2MB

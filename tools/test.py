@@ -1,4 +1,4 @@
-"""Evaluate a detector from a `.riem` or `.pth` file, with the flags of mmdet's tools/test.py.
+"""Evaluate a detector or classifier from a `.riem` or `.pth` file, with the flags of mmdet's tools/test.py.
 
     python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out FILE.pkl] [--tta] ...
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 from copy import deepcopy
 
-from mmdet.engine.hooks.utils import trigger_visualization_hook
-from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
 
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import add_runner_flags, build_runner, config_from_flags, run
@@ -50,6 +49,8 @@ def show_predictions(config: Config, args: argparse.Namespace) -> None:
             f'{args.config}: --show and --show-dir need default_hooks.visualization, found none; '
             "add visualization=dict(type='DetVisualizationHook')"
         )
+    from mmdet.engine.hooks.utils import trigger_visualization_hook
+
     trigger_visualization_hook(config, args)
 
 
@@ -65,6 +66,15 @@ def augment(config: Config) -> None:
         config.tta_pipeline = [*deepcopy(dataset.pipeline)[:-1], last]
     dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.get('tta_model', TTA_MODEL), module=config.model)
+
+
+def dump_to(path: str, config: Config) -> DumpResults:
+    """What writes the predictions to a file: mmdet's own kind for detectors, as it encodes their masks."""
+    if config.get('default_scope') == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=path)
+    return DumpResults(out_file_path=path)
 
 
 def main() -> None:
@@ -83,7 +93,7 @@ def main() -> None:
         augment(config)
     runner = build_runner(config)
     if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test_evaluator.metrics.append(dump_to(args.out, config))
     runner.test()
 
 

@@ -1,4 +1,4 @@
-"""Train a detector, or fine-tune a compressed one, with the flags of mmdet's tools/train.py.
+"""Train a detector or classifier, or fine-tune a compressed one, with the flags of mmdet's tools/train.py.
 
     python tools/train.py CONFIG [--work-dir DIR] [--amp] [--auto-scale-lr] [--resume [CHECKPOINT]] ...
 

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.core.images import MEAN, STD
 
 __all__ = ['LabelledImages', 'normalised', 'read_images', 'top1']
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, RGB, for values between 0 and 1: what the CIFAR-10 networks were trained with."""
-
 
 class LabelledImages(NamedTuple):
-    """``images``, uint8 RGB ``(n, h, w, 3)``, and their ``labels``, int64 ``(n,)``."""
+    """``images``, uint8 RGB ``(n, h, w, 3)`` or grey ``(n, h, w, 1)``, and their ``labels``, int64 ``(n,)``."""
 
     images: Tensor
     labels: Tensor
@@ -36,16 +34,17 @@ def read_images(path: str | os.PathLike) -> LabelledImages:
             images, labels = arrays['X'], arrays['Y']
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise RiemError(f'{path}: expected an .npz file with the images X and the labels Y, found {error}') from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or labels.shape != images.shape[:1]:
+    good = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
+    if not good or labels.shape != images.shape[:1]:
         raise RiemError(
-            f'{path}: expected X of uint8 (n, h, w, 3) and Y (n,), '
+            f'{path}: expected X of uint8 (n, h, w, 3 or 1) and Y (n,), '
             f'found {images.dtype} {images.shape} and {labels.shape}'
         )
     return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
 def normalised(images: Tensor) -> Tensor:
-    """What a network takes: uint8 ``(n, h, w, 3)`` to float32 ``(n, 3, h, w)`` of about zero mean and unit spread."""
+    """What a network takes: uint8 ``(n, h, w, 3)`` to float32 ``(n, 3, h, w)``, by ImageNet's mean and spread."""
     values = images.permute(0, 3, 1, 2).float() / 255
     return (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 

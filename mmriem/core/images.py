@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .errors import RiemError
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, RGB, for values between 0 and 1: what most networks for images are trained with."""
 SHAPES = 80
 """Leaves of an image."""
 RADII = (0.003, 0.03)

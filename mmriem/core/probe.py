@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import RiemError
+
+MAX_PIXELS = 1 << 18
+"""Of the images that run at a time, if they are many, and of one image where its size is free."""
+PIXELS = 1 << 21
+"""Of all images together, where their number is not given."""
+COUNTS = (8, 256)
+"""Least and most images by default."""
+MAX_BATCH = 32
+"""Images that run at a time: of each batch the pullback metric takes a sample, so many batches tell more than one."""
+
+
+def image_count(width: int, height: int, counts: tuple[int, int] = COUNTS) -> int:
+    """How many images of that size are run by default, between the least and the most of ``counts``.
+
+    >>> image_count(32, 32), image_count(224, 224), image_count(1333, 800)
+    (256, 41, 8)
+    """
+    return min(max(PIXELS // (width * height), counts[0]), counts[1])
+
+
+def batch_size(width: int, height: int) -> int:
+    """How many images of that size run at a time."""
+    return min(max(1, MAX_PIXELS // (width * height)), MAX_BATCH)
 
 
 class Probe(ABC):
@@ -38,11 +62,28 @@ class Probe(ABC):
         return [(first, min(first + self.batch, self.images)) for first in range(0, self.images, self.batch)]
 
 
+def float_tensors(output: Any) -> Iterator[Tensor]:
+    """The floating tensors with elements in what a network returned: tensors in dicts, lists and tuples.
+
+    >>> [tuple(tensor.shape) for tensor in float_tensors({'logits': torch.zeros(2, 3), 'more': [torch.arange(4)]})]
+    [(2, 3)]
+    """
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.numel():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from float_tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from float_tensors(value)
+
+
 class ImageProbe(Probe):
-    """A network that maps images to one tensor, such as a classifier.
+    """A network of one input, and its outputs whatever their structure: a classifier, say.
 
     Args:
-        images: ``(n, channels, height, width)``, normalised as the network wants them.
+        images: ``(n, ...)``, mostly ``(n, channels, height, width)``, normalised as the network wants them.
         batch: images run at a time.
         description: see :meth:`Probe.describe`.
 
@@ -51,15 +92,17 @@ class ImageProbe(Probe):
     """
 
     def __init__(self, images: Tensor, batch: int = 32, description: dict[str, Any] | None = None) -> None:
-        if images.dim() != 4 or len(images) == 0 or batch < 1:
-            raise RiemError(f'probe: expected images (n, channels, height, width), found shape {tuple(images.shape)}')
+        if images.dim() < 2 or len(images) == 0 or batch < 1:
+            raise RiemError(f'probe: expected inputs (n, ...), n at least 1, found shape {tuple(images.shape)}')
         self.images, self.batch = len(images), batch
         self._images = images
         self._description = dict(description or {'kind': 'given', 'count': len(images)})
 
     def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
         parameter = next(model.parameters())
-        return [model(self._images[first:last].to(parameter.device, parameter.dtype))]
+        images = self._images[first:last].to(parameter.device)
+        outputs = model(images.to(parameter.dtype) if images.is_floating_point() else images)
+        return list(float_tensors(outputs))
 
     def describe(self) -> dict[str, Any]:
         return self._description

@@ -155,7 +155,7 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os
         missing, unexpected = _load(model, {n: t for n, t in state_dict.items() if n not in misshapen}, path)
     missing = [name for name in missing if name not in misshapen and not name.endswith(DERIVABLE)]
     fixed = dict(model.named_buffers())
-    unexpected = [name for name in unexpected if not _same(fixed.get(name), state_dict[name])]
+    unexpected = [name for name in unexpected if not _same(fixed.get(name), state_dict.get(name))]
     found = {'missing': missing, 'unexpected': unexpected, 'wrong shape': list(misshapen.values())}
     if any(found.values()):
         raise RiemError(
@@ -254,10 +254,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _same(buffer: Tensor | None, tensor: Tensor) -> bool:
-    return (
-        buffer is not None and buffer.shape == tensor.shape and torch.equal(buffer.cpu(), tensor.cpu().to(buffer.dtype))
-    )
+def _same(buffer: Tensor | None, tensor: Tensor | None) -> bool:
+    """None is a name that the model has nothing of, or that it has made of another one."""
+    if buffer is None or tensor is None:
+        return False
+    return buffer.shape == tensor.shape and torch.equal(buffer.cpu(), tensor.cpu().to(buffer.dtype))
 
 
 def _listed(title: str, keys: list[str]) -> str:

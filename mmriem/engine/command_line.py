@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
@@ -64,7 +64,7 @@ def config_from_flags(args: argparse.Namespace) -> Config:
         RiemError: the config cannot be read, or an option does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    setup_cache_size_limit_of_dynamo()
+    _limit_cache_of_dynamo()
     read_pth_safely(trust=args.trust_checkpoint)
     config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
@@ -80,6 +80,14 @@ def config_from_flags(args: argparse.Namespace) -> Config:
 def build_runner(config: Config) -> Runner:
     """The Runner, or what `runner_type` of the config asks for."""
     return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+
+
+def _limit_cache_of_dynamo() -> None:
+    """As mmdet's own tools do, from its environment variable; other scopes have nothing of the kind."""
+    if find_spec('mmdet') is not None:
+        from mmdet.utils import setup_cache_size_limit_of_dynamo
+
+        setup_cache_size_limit_of_dynamo()
 
 
 def _join_cpu_processes(config: Config) -> None:

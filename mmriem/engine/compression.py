@@ -31,7 +31,7 @@ from mmriem.visualization import report_page
 from .checkpoint import load_into, read_checkpoint
 from .config import config_path, load_strictly, read_config
 from .detector import build_detector, dataset_meta
-from .probe import DetectorProbe
+from .probe import ConfigProbe, build_probe
 
 __all__ = ['METRICS', 'Outputs', 'compress_detector', 'loading_config', 'print_report']
 
@@ -124,9 +124,9 @@ def compress_detector(
     on_layer: OnLayer | None = None,
     workers: Workers | None = None,
 ) -> dict[str, Any] | None:
-    """Compress a detector and write the outputs; returns the report, None in all processes but the first.
+    """Compress a detector, or another model of MMEngine, and write the outputs; returns the report.
 
-    Finished weights are kept in the journal beside the outputs until these are written.
+    All processes but the first get None. Finished weights are kept in the journal beside the outputs until these are written.
 
     The states of a trained RieM model are written as they are, and every other weight of it dense, unless `settings`
     has a budget: then all its weights are compressed anew.
@@ -169,7 +169,7 @@ def compress_detector(
     states = make_dense(model)
     is_trained = bool(states) and not settings.has_budget
     has_images = metric == PULLBACK and not is_trained
-    probe = DetectorProbe(cfg, image_count, settings.seed, images) if has_images else None
+    probe = build_probe(cfg, model, image_count, settings.seed, images) if has_images else None
     journal = outputs.journal
     begun = _identity(cfg, read.sha256, settings, metric, probe, device)
     for rank in range(2):  # the first process makes the folder, the others find it
@@ -218,7 +218,7 @@ def compress_detector(
 
 
 def _identity(
-    config: Config, checkpoint: str, settings: Settings, metric: str, probe: DetectorProbe | None, device: str
+    config: Config, checkpoint: str, settings: Settings, metric: str, probe: ConfigProbe | None, device: str
 ) -> dict[str, Any]:
     """What a compression depends on: only where all of it is the same, finished weights are."""
     images = {} if probe is None else {**probe.describe(), 'sha256': probe.digest()}

@@ -1,4 +1,4 @@
-"""Detectors from a config and a checkpoint, in one call."""
+"""Detectors and other models of MMEngine from a config and a checkpoint, in one call."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import os
 from copy import deepcopy
 from typing import Any
 
-from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
 from .checkpoint import load_into, read_checkpoint
@@ -19,8 +18,9 @@ __all__ = ['build_detector', 'dataset_meta', 'init_detector']
 
 
 def build_detector(config: Config) -> nn.Module:
-    """The detector of a config on the CPU, with fresh weights; nothing is downloaded or read.
+    """The model of a config on the CPU, with fresh weights; nothing is downloaded or read.
 
+    That is a detector of mmdet, or whatever else the `default_scope` of the config has: a classifier, say.
     SyncBatchNorm becomes BatchNorm, which has the same state and runs on one device.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))

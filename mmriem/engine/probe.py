@@ -1,9 +1,10 @@
-"""Images for a detector, and its real way through them: test pipeline, backbone, proposals, second stage."""
+"""Images for a model with a config, and its real way through them: test pipeline, backbone, proposals, second stage."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,48 +20,58 @@ from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
 from mmriem.core.images import procedural_images
-from mmriem.core.probe import Probe
+from mmriem.core.probe import COUNTS as IMAGE_COUNTS
+from mmriem.core.probe import MAX_PIXELS, Probe, batch_size, float_tensors, image_count
 
-__all__ = ['DetectorProbe', 'input_size']
+__all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
 
-MAX_PIXELS = 1 << 18
-"""Of one procedural image. Where a config's images are larger, these are smaller ones at the same scale of a pixel:
-time and memory of a probe are proportional to the pixels, and dead leaves look the same at every scale."""
-PIXELS = 1 << 21
-"""Of all images together, where their number is not given."""
 COUNTS = (8, 64)
-"""Least and most images by default."""
+"""Least and most images for a detector, of which each has many outputs."""
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 FALLBACK_SIZE = (640, 480)
 """Of images for a config whose test pipeline names no size."""
+DATASET_SIZES = {'CIFAR10': (32, 32), 'CIFAR100': (32, 32), 'FashionMNIST': (28, 28), 'MNIST': (28, 28)}
+"""``(width, height)`` of data sets that test pipelines take as they are."""
 MASKS = 25
 """Boxes of an image that a mask head sees; it is several times as costly for a box as the box head."""
 
 
-class DetectorProbe(Probe):
+def build_probe(
+    config: Config,
+    model: nn.Module,
+    count: int = 0,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+) -> ConfigProbe:
+    """The probe that suits a model: a `DetectorProbe` for detectors of mmdet's kind, else an `OutputProbe`.
+
+    Arguments and errors are those of `ConfigProbe`.
+    """
+    kind = DetectorProbe if hasattr(model, 'add_pred_to_datasample') else OutputProbe
+    return kind(config, count, seed, folder)
+
+
+class ConfigProbe(Probe):
     """Procedural images at the input size of a config, or images of a folder, through its test pipeline.
 
     Args:
-        config: the detector's, with a test pipeline.
+        config: the model's, with a test pipeline.
         count: number of images; 0: by their size, or all of the folder up to the same number.
         seed: of the procedural images.
         folder: use these images instead.
 
     Raises:
-        RiemError: no test pipeline, a negative count, or a folder without images.
+        RiemError: no test pipeline or no size in it, a negative count, or a folder without images.
     """
+
+    counts = IMAGE_COUNTS
 
     def __init__(self, config: Config, count: int = 0, seed: int = 0, folder: str | os.PathLike | None = None) -> None:
         if count < 0:
             raise RiemError(f'--image-count {count}: expected 0 (by their size) or more')
         init_default_scope(config.get('default_scope', 'mmdet'))
-        steps = _pipeline(config)
-        width, height = input_size(steps)
-        if folder is None and width * height > MAX_PIXELS:
-            shrink = (MAX_PIXELS / (width * height)) ** 0.5
-            width, height = int(width * shrink), int(height * shrink)
-            steps = _resized(steps, (width, height))
-        wanted = count or min(max(PIXELS // (width * height), COUNTS[0]), COUNTS[1])
+        steps, (width, height) = self._sized(config, procedural=folder is None)
+        wanted = count or image_count(width, height, self.counts)
         if folder is None:
             self._images = list(procedural_images(wanted, height, width, seed))
             said = {'kind': 'procedural', 'seed': seed, 'size': [width, height]}
@@ -68,7 +79,7 @@ class DetectorProbe(Probe):
             self._images = _files(folder)[:wanted]
             said = {'kind': 'folder', 'folder': Path(folder).name}
         self.images = len(self._images)
-        self.batch = max(1, MAX_PIXELS // (width * height))
+        self.batch = batch_size(width, height)
         self._description = {**said, 'count': self.images}
         self._pipeline = Compose(steps)
 
@@ -83,10 +94,52 @@ class DetectorProbe(Probe):
                 found.update(hashlib.sha256(image.read_bytes()).digest())
         return found.hexdigest()
 
+    @abstractmethod
+    def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+        """The steps of the test pipeline once the image is read, and ``(width, height)`` of the images for it."""
+
+    def _batch(self, model: nn.Module, first: int, last: int) -> dict[str, Any]:
+        """Inputs and data samples of these images, as `model` predicts on."""
+        samples = [self._pipeline(self._sample(number, _channels(model))) for number in range(first, last)]
+        return model.data_preprocessor(pseudo_collate(samples), False)
+
+    def _sample(self, number: int, channels: int) -> dict[str, Any]:
+        """What a pipeline has once the image is read: ``(h, w)`` or, blue first, ``(h, w, 3)``, and its shape."""
+        image = self._images[number]
+        if isinstance(image, Path):
+            read = cv2.imread(str(image), cv2.IMREAD_COLOR)
+            if read is None:
+                raise RiemError(f'{image}: expected an image, found something else; remove it from the folder')
+        else:
+            read = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        if channels == 1:
+            read = cv2.cvtColor(read, cv2.COLOR_BGR2GRAY)
+        shape = read.shape[:2]
+        return {'img': read, 'img_shape': shape, 'ori_shape': shape, 'img_id': number, 'img_path': ''}
+
+
+class DetectorProbe(ConfigProbe):
+    """Images for a detector of mmdet, which runs as it predicts: second stages see the proposals of the first.
+
+    Its outputs are those of its heads. Where a config's images have more than ``MAX_PIXELS``, procedural ones are
+    smaller, at the same scale of a pixel: time and memory are proportional to the pixels, and dead leaves look the same
+    at every scale.
+    """
+
+    counts = COUNTS
+
+    def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+        steps = _pipeline(config)
+        width, height = input_size(steps) or FALLBACK_SIZE
+        if procedural and width * height > MAX_PIXELS:
+            shrink = (MAX_PIXELS / (width * height)) ** 0.5
+            width, height = int(width * shrink), int(height * shrink)
+            steps = _resized(steps, (width, height))
+        return steps, (width, height)
+
     def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
-        batch = pseudo_collate([self._sample(number) for number in range(first, last)])
         with _outputs_of_heads(model) as outputs, _every_box_passes(model):
-            data = model.data_preprocessor(batch, False)
+            data = self._batch(model, first, last)
             model.predict(data['inputs'], data['data_samples'], rescale=False)
         if not outputs:
             raise RiemError(
@@ -95,31 +148,50 @@ class DetectorProbe(Probe):
             )
         return outputs
 
-    def _sample(self, number: int) -> dict[str, Any]:
-        image = self._images[number]
-        if isinstance(image, Path):
-            read = cv2.imread(str(image), cv2.IMREAD_COLOR)
-            if read is None:
-                raise RiemError(f'{image}: expected an image, found something else; remove it from the folder')
-        else:
-            read = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        return self._pipeline({'img': read, 'img_id': number, 'img_path': ''})
+
+class OutputProbe(ConfigProbe):
+    """Images for any model of MMEngine whose raw output is what it predicts from: the logits of a classifier.
+
+    That output is what `forward` gives in mode `tensor`.
+    """
+
+    def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+        steps = _pipeline(config)
+        name = str(_dataset(config).get('type')).rpartition('.')[2]
+        size = input_size(steps) or DATASET_SIZES.get(name)
+        if size is None:
+            raise RiemError(
+                'config: expected a step with a scale or crop_size in the test pipeline, found none; add '
+                "dict(type='mmriem.Resize', scale=...), or use --metric identity"
+            )
+        return steps, size
+
+    def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+        outputs = list(float_tensors(model(**self._batch(model, first, last), mode='tensor')))
+        if not outputs:
+            raise RiemError(
+                f'{type(model).__name__}: expected tensors from forward in mode tensor, found none; '
+                'use --metric identity'
+            )
+        return outputs
 
 
-def input_size(steps: list[dict[str, Any]]) -> tuple[int, int]:
-    """``(width, height)`` of the images that a test pipeline makes, as its first step with a scale tells.
+def input_size(steps: list[dict[str, Any]]) -> tuple[int, int] | None:
+    """``(width, height)`` of the images that a test pipeline makes, as its first step with a scale or a crop tells.
+
+    None where no step tells.
 
     >>> input_size([dict(type='Resize', scale=(1333, 800), keep_ratio=True)])
     (1333, 800)
     """
     for step in steps:
-        scale = step.get('scale')
+        scale = step.get('scale', step.get('crop_size'))
         scale = scale[0] if isinstance(scale, list) and scale and not isinstance(scale[0], int) else scale
         if isinstance(scale, int):
             return scale, scale
         if isinstance(scale, (tuple, list)) and len(scale) == 2 and min(scale) > 0:
             return int(scale[0]), int(scale[1])
-    return FALLBACK_SIZE
+    return None
 
 
 def _resized(steps: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -137,18 +209,27 @@ def _resized(steps: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[st
 
 def _pipeline(config: Config) -> list[dict[str, Any]]:
     """The steps of the test pipeline after the image is read, without those that want annotations."""
-    loader = config.get('test_dataloader') or {}
-    dataset = loader.get('dataset') or {}
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    steps = deepcopy(dataset.get('pipeline') or config.get('test_pipeline'))
+    steps = deepcopy(_dataset(config).get('pipeline') or config.get('test_pipeline'))
     if not steps:
         raise RiemError(
             'config: expected a test pipeline in test_dataloader.dataset, found none; use --metric identity'
         )
     plain = [dict(step) for step in steps]
-    kept = [step for step in plain if 'LoadImage' not in str(step['type']) and 'Annotations' not in str(step['type'])]
-    return [dict(type='mmdet.LoadImageFromNDArray'), *kept]
+    return [step for step in plain if 'LoadImage' not in str(step['type']) and 'Annotations' not in str(step['type'])]
+
+
+def _dataset(config: Config) -> dict[str, Any]:
+    """The test set of a config, without the sets that wrap it; empty where there is none."""
+    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def _channels(model: nn.Module) -> int:
+    """Of the images that a model takes: as many as its preprocessor has means, 3 where it has none."""
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    return 1 if mean is not None and mean.numel() == 1 else 3
 
 
 def _files(folder: str | os.PathLike) -> list[Path]:
@@ -175,7 +256,7 @@ def _outputs_of_heads(model: nn.Module) -> Iterator[list[Tensor]]:
         nonlocal depth
         depth -= 1
         if depth == 0:
-            outputs.extend(tensor for tensor in _tensors(output) if tensor.is_floating_point() and tensor.numel())
+            outputs.extend(float_tensors(output))
 
     for name, module in model.named_modules():
         if any(part.endswith('head') for part in name.split('.')):
@@ -185,17 +266,6 @@ def _outputs_of_heads(model: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ for module in pkgutil.walk_packages(mmriem.core.__path__, 'mmriem.core.'):
 tops = {name.partition('.')[0] for name in sys.modules}
 print(sorted(name for name in tops if name.startswith('mm') and name != 'mmriem' and name != 'mmap'))
 ours = {'.'.join(name.split('.')[:2]) for name in sys.modules if name.startswith('mmriem.')}
-print(sorted(ours - {'mmriem.core', 'mmriem.version'}))
+print(sorted(ours - {'mmriem.api', 'mmriem.core', 'mmriem.version'}))
 """
 
 

@@ -1,0 +1,201 @@
+"""Compression of any module from Python, without config or checkpoint file: torch only, nothing of mm*."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .core import compress as pipeline
+from .core import container
+from .core.compress import Compressed, OnProgress, Settings
+from .core.errors import RiemError
+from .core.images import MEAN, STD, procedural_images
+from .core.manifest import Source
+from .core.probe import ImageProbe, Probe, batch_size, image_count
+
+__all__ = ['compress', 'load', 'save']
+
+
+def compress(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    inputs: Tensor | None = None,
+    metric: str = 'pullback',
+    device: str | torch.device = 'cpu',
+    threads: int | None = None,
+    dataset_meta: Mapping[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Compressed:
+    """Compress a trained network without data: any module that maps one tensor to tensors.
+
+    The network runs on procedural images, which tells how much each weight matters, and how norms and biases have to
+    be mended. What comes back has `archive`, for :func:`save`, and `report`, a dict with `weights` and `totals`.
+
+    Args:
+        model: the network; it is not changed.
+        input_size: of an image, `(3, 224, 224)` for instance: channels (1 or 3), height, width. A model of timm tells
+            its own.
+        mean, std: of the normalisation for each channel, for values between 0 and 1. Where they are not given they
+            are those that a model of timm tells, else ImageNet's, and for one channel the mean of those.
+        inputs: what the network is to run on in place of procedural images, `(n, ...)`, normalised.
+        metric: `pullback`, or `identity`: the network does not run, each error counts alike, norms and biases stay.
+        device: where the work runs.
+        threads: pieces of work at a time; all cores where it is not given.
+        dataset_meta: what the file is to say of the data, such as `{'classes': [...]}`.
+        on_progress: called with the share of the work done, 0 to 1, and what it concerns.
+        settings: `bits`, `ratio`, `size` or `tolerance`, `representation`, `include`, `exclude` and so on, see
+            :class:`mmriem.core.compress.Settings`.
+
+    Raises:
+        RiemError: the network does not run on such inputs, there is nothing to compress, or a setting does not fit.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+    >>> compress(net, bits=6.0, input_size=(3, 8, 8)).report['totals']['bits_per_weight'] <= 6
+    True
+    """
+    try:
+        chosen = Settings(**settings)
+    except TypeError as error:
+        known = ', '.join(Settings.__dataclass_fields__)
+        raise RiemError(f'compress: {error}; the settings are {known}') from error
+    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.seed)
+    return pipeline.compress(
+        model,
+        chosen,
+        dataset_meta=dict(dataset_meta or {}),
+        source=Source(type(model).__name__, _digest(model)),
+        probe=probe,
+        device=str(device),
+        threads=threads or os.cpu_count() or 1,
+        on_progress=on_progress,
+    )
+
+
+def save(compressed: Compressed, path: str | os.PathLike, *, force: bool = False) -> int:
+    """Write a `.riem` file, whole or not at all; returns its bytes.
+
+    Args:
+        compressed: what :func:`compress` gave.
+        path: the file.
+        force: replace an existing file.
+
+    Raises:
+        RiemError: the file exists and `force` is not given, or it cannot be written.
+    """
+    if not str(path).endswith('.riem'):
+        raise RiemError(f'{path}: expected a name that ends in .riem, found another; add it')
+    return container.write(path, compressed.archive, force=force)
+
+
+def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """Fill a network of the same architecture with the weights of a `.riem` file; returns it.
+
+    Args:
+        model: the network, with any weights.
+        path: the file, which is checked whole before the model is changed.
+
+    Raises:
+        RiemError: the file is missing or damaged, or is of another network.
+    """
+    archive = container.read(path)
+    archive.check_against({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    model.load_state_dict(archive.decode())
+    return model
+
+
+def _probe(
+    model: nn.Module,
+    input_size: Sequence[int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    inputs: Tensor | None,
+    metric: str,
+    seed: int,
+) -> Probe | None:
+    given = [name for name, value in (('input_size', input_size), ('inputs', inputs)) if value is not None]
+    if metric == 'identity':
+        if given:
+            raise RiemError(f"{given[0]}: expected with metric='pullback', found metric='identity'; give one of them")
+        return None
+    if metric != 'pullback':
+        raise RiemError(f"metric: expected 'pullback' or 'identity', found {metric!r}")
+    if len(given) == 2:
+        raise RiemError('compress: expected input_size or inputs, found both; give one')
+    if inputs is not None:
+        probe = ImageProbe(inputs)
+    else:
+        given = {'input_size': input_size, 'mean': mean, 'std': std}
+        told = getattr(model, 'pretrained_cfg', None) or {}  # of timm
+        probe = _procedural(*(told.get(name) if value is None else value for name, value in given.items()), seed)
+    _require_run(model, probe)
+    return probe
+
+
+def _procedural(
+    input_size: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None, seed: int
+) -> Probe:
+    if input_size is None:
+        raise RiemError(
+            "compress: expected input_size=(3, 224, 224) or the like, inputs=..., or metric='identity', found none; "
+            'say what the network takes'
+        )
+    if len(input_size) != 3 or input_size[0] not in (1, 3):
+        raise RiemError(
+            f'input_size: expected (channels, height, width) with 1 or 3 channels, found {tuple(input_size)}; '
+            'give inputs instead'
+        )
+    channels, height, width = input_size
+    count = image_count(width, height)
+    images = procedural_images(count, height, width, seed).float() / 255
+    images = images.mean(1, keepdim=True) if channels == 1 else images
+    shift = _per_channel('mean', MEAN if mean is None else mean, channels)
+    scale = _per_channel('std', STD if std is None else std, channels)
+    said = {'kind': 'procedural', 'seed': seed, 'size': [width, height], 'count': count}
+    return ImageProbe((images - shift) / scale, batch_size(width, height), said)
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
+    """`(channels, 1, 1)`; for one channel the mean of those of several."""
+    numbers = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    if channels == 1:
+        return numbers.mean(0, keepdim=True)
+    if len(numbers) != channels:
+        raise RiemError(f'{name}: expected {channels} numbers, one for each channel, found {len(numbers)}')
+    return numbers
+
+
+def _require_run(model: nn.Module, probe: Probe) -> None:
+    """Run the network once, so that one which cannot is an error of one sentence."""
+    name, modes = type(model).__name__, [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            outputs = probe.run(model.eval(), 0, 1)
+    except Exception as error:  # whatever a network makes of inputs that it cannot take
+        reason = ' '.join(str(error).split()) or 'no reason given'
+        raise RiemError(
+            f'{name}: expected it to run on {probe.describe()}, found {type(error).__name__}: {reason}; give the '
+            "input_size or the inputs that it takes, or metric='identity'"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not outputs:
+        raise RiemError(f"{name}: expected tensors as output, found none; use metric='identity'")
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 over the names and values of the state dict, in place of that of a checkpoint file."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
