@@ -55,10 +55,8 @@ def test_flips():
     assert np.array_equal(step('RandomFlip', prob=0.0), IMAGE)
 
 
-@pytest.mark.parametrize(
-    ('image', 'shape'), [(IMAGE, (3, 6, 8)), (IMAGE[..., :1], (1, 6, 8)), (IMAGE[..., 0], (1, 6, 8))]
-)
-def test_packing(image, shape):
+@pytest.mark.parametrize(('image', 'channels'), [(IMAGE, 3), (IMAGE[..., :1], 1), (IMAGE[..., 0], 1)])
+def test_packing(image, channels):
     packed = TRANSFORMS.build(dict(type='mmriem.PackImage'))({'img': image[:, ::-1], 'gt_label': 3, 'img_path': 'x'})
     assert packed['inputs'].dtype == torch.uint8 and packed['inputs'].shape == (channels, 6, 8)
     assert np.array_equal(packed['inputs'][0], image.reshape(6, 8, -1)[:, ::-1, 0])
