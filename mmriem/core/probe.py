@@ -29,9 +29,9 @@ def image_count(width: int, height: int, counts: tuple[int, int] = COUNTS) -> in
     return min(max(PIXELS // (width * height), counts[0]), counts[1])
 
 
-def batch_size(width: int, height: int) -> int:
+def batch_size(width: int, height: int, most: int = MAX_BATCH) -> int:
     """How many images of that size run at a time."""
-    return min(max(1, MAX_PIXELS // (width * height)), MAX_BATCH)
+    return min(max(1, MAX_PIXELS // (width * height)), most)
 
 
 class Probe(ABC):

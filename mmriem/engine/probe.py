@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmriem.core.errors import RiemError
 from mmriem.core.images import procedural_images
 from mmriem.core.probe import COUNTS as IMAGE_COUNTS
-from mmriem.core.probe import MAX_PIXELS, Probe, batch_size, float_tensors, image_count
+from mmriem.core.probe import MAX_BATCH, MAX_PIXELS, Probe, batch_size, float_tensors, image_count
 
 __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
 
@@ -65,6 +65,7 @@ class ConfigProbe(Probe):
     """
 
     counts = IMAGE_COUNTS
+    most_at_once = MAX_BATCH
 
     def __init__(self, config: Config, count: int = 0, seed: int = 0, folder: str | os.PathLike | None = None) -> None:
         if count < 0:
@@ -79,7 +80,7 @@ class ConfigProbe(Probe):
             self._images = _files(folder)[:wanted]
             said = {'kind': 'folder', 'folder': Path(folder).name}
         self.images = len(self._images)
-        self.batch = batch_size(width, height)
+        self.batch = batch_size(width, height, self.most_at_once)
         self._description = {**said, 'count': self.images}
         self._pipeline = Compose(steps)
 
@@ -127,6 +128,7 @@ class DetectorProbe(ConfigProbe):
     """
 
     counts = COUNTS
+    most_at_once = COUNTS[1]
 
     def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
         steps = _pipeline(config)

@@ -14,8 +14,9 @@ CONFIGS = Path(__file__).parents[2] / 'configs' / 'classification'
 
 
 def accuracy(work_dir) -> dict:
-    """What the last evaluation under a work dir wrote."""
-    return json.loads(sorted(Path(work_dir).glob('*/*.json'))[-1].read_text().splitlines()[-1])
+    """What the last evaluation under a work dir wrote, or the last one of a training."""
+    found = sorted(Path(work_dir).glob('*/*.json')) or sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    return json.loads(found[-1].read_text().splitlines()[-1])
 
 
 def test_digits_from_config_to_accuracy(call_here, tools, tmp_path):

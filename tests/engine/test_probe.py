@@ -17,7 +17,16 @@ from mmriem.engine import read_checkpoint
 from mmriem.engine.checkpoint import load_into
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector
-from mmriem.engine.probe import COUNTS, FALLBACK_SIZE, MASKS, MAX_PIXELS, DetectorProbe, input_size
+from mmriem.engine.probe import (
+    COUNTS,
+    FALLBACK_SIZE,
+    MASKS,
+    MAX_PIXELS,
+    DetectorProbe,
+    OutputProbe,
+    build_probe,
+    input_size,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,13 +102,20 @@ def folder(tmp_path):
         ([dict(type='RandomResize', scale=[(1333, 640), (1333, 800)])], (1333, 640)),
         ([dict(type='Resize', scale=320)], (320, 320)),
         ([dict(type='Resize', scale=(416, 416)), dict(type='Resize', scale=(64, 64))], (416, 416)),
-        ([dict(type='Resize', scale_factor=0.5)], FALLBACK_SIZE),
-        ([dict(type='Resize', scale=(-1, 800))], FALLBACK_SIZE),
-        ([], FALLBACK_SIZE),
+        ([dict(type='CenterCrop', crop_size=224)], (224, 224)),
+        ([dict(type='ResizeEdge', scale=256, edge='short'), dict(type='CenterCrop', crop_size=224)], (256, 256)),
+        ([dict(type='Resize', scale_factor=0.5)], None),
+        ([dict(type='Resize', scale=(-1, 800))], None),
+        ([], None),
     ],
 )
 def test_the_size_is_that_of_the_first_step_with_a_scale(steps, size):
     assert input_size(steps) == size
+
+
+def test_a_detector_whose_size_nobody_tells():
+    width, height = DetectorProbe(pipeline(), count=1).describe()['size']
+    assert width * FALLBACK_SIZE[1] == pytest.approx(height * FALLBACK_SIZE[0], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -307,3 +323,80 @@ def test_one_stage_keeps_its_threshold(tiny_config):
     model.bbox_head.register_forward_pre_hook(lambda *_: seen.append(model.test_cfg['score_thr']))
     DetectorProbe(config, count=1).run(model, 0, 1)
     assert seen == [0.4]
+
+
+# ---- classifiers, and whatever else is no detector
+
+
+class Classifier(nn.Module):
+    """As much of a classifier as a probe calls; `mean` as the preprocessor of the networks of MMEngine has it."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.data_preprocessor = Preprocessor(channels)
+        self.linear = nn.Linear(channels, 5)
+
+    def forward(self, inputs, data_samples, mode):
+        assert mode == 'tensor' and len(data_samples) == len(inputs)
+        return {'logits': self.linear(inputs.float().mean((2, 3))), 'labels': torch.arange(3)}
+
+
+class Preprocessor(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(channels, 1, 1))
+        self.seen = []
+
+    def forward(self, batch, training):
+        self.seen.append(torch.stack(batch['inputs']))
+        return {'inputs': self.seen[-1], 'data_samples': batch['data_samples']}
+
+
+def classification(*steps, kind='mmriem.CIFAR10'):
+    every = [dict(type='mmriem.LoadImage'), *steps, dict(type='mmriem.PackImage')]
+    return Config(dict(default_scope='mmengine', test_dataloader=dict(dataset=dict(type=kind, pipeline=every))))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_floats_of_mode_tensor_are_the_outputs(channels):
+    config, model = classification(dict(type='mmriem.Resize', scale=(24, 16))), Classifier(channels)
+    probe = build_probe(config, model, count=3, seed=4)
+    (logits,) = probe.run(model, 1, 3)
+    assert type(probe) is OutputProbe and logits.shape == (2, 5) and logits.requires_grad
+    (seen,) = model.data_preprocessor.seen
+    assert seen.shape == (2, channels, 16, 24) and seen.dtype == torch.uint8
+    expected = procedural_images(3, 16, 24, 4)[1:]
+    if channels == 3:
+        assert torch.equal(seen, expected)
+    else:  # blue counts least
+        weights = torch.tensor([0.114, 0.587, 0.299]).view(3, 1, 1)
+        assert (seen - (weights * expected).sum(1, keepdim=True)).abs().max() <= 0.6
+
+
+def test_small_images_are_many_and_large_ones_keep_their_size():
+    probes = {size: OutputProbe(classification(dict(type='mmriem.Resize', scale=size))) for size in (32, 224, 600)}
+    assert {size: (probe.images, probe.batch) for size, probe in probes.items()} == {
+        32: (256, 32),
+        224: (41, 5),
+        600: (8, 1),
+    }
+    assert probes[600].describe()['size'] == [600, 600]
+
+
+def test_sets_that_are_taken_as_they_are():
+    for kind, size in (('CIFAR100', [32, 32]), ('mmpretrain.MNIST', [28, 28])):
+        assert OutputProbe(classification(kind=kind), count=1).describe()['size'] == size
+    with pytest.raises(RiemError, match=r'expected a step with a scale or crop_size .*mmriem\.Resize'):
+        OutputProbe(classification(kind='Other'))
+
+
+def test_a_model_without_outputs_is_one_error():
+    model = Classifier()
+    model.forward = lambda inputs, data_samples, mode: None
+    with pytest.raises(RiemError, match='Classifier: expected tensors from forward in mode tensor, found none'):
+        OutputProbe(classification(dict(type='mmriem.Resize', scale=8)), count=1).run(model, 0, 1)
+
+
+def test_detectors_get_the_probe_of_detectors(tiny_config):
+    config = read_config(tiny_config)
+    assert type(build_probe(config, build_detector(config), count=1)) is DetectorProbe
