@@ -3,7 +3,7 @@ VENV ?= .venv
 export VENV
 PY = $(VENV)/bin/python
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo demo-classification test lint clean
 
 setup:
 	@bash tools/setup_env.sh
@@ -13,6 +13,14 @@ demo: setup
 	$(PY) tools/compare.py configs/demo/gfl_r18_fpn_digits.py configs/demo/faster-rcnn_swin_fpn_digits.py \
 		--checkpoints demo/gfl_r18_fpn_digits.pth demo/faster-rcnn_swin_fpn_digits.pth \
 		--representations lattice --default --bits 0.5 1 --out work_dirs/demo
+
+demo-classification: setup
+	set -e; for name in digits_lenet digits_vit; do \
+		$(PY) tools/train.py configs/classification/$$name.py --work-dir work_dirs/$$name; \
+		$(PY) tools/compress.py configs/classification/$$name.py $$(cat work_dirs/$$name/last_checkpoint) \
+			--out work_dirs/$$name/$$name.riem --force; \
+		$(PY) tools/test.py work_dirs/$$name/$$name.py work_dirs/$$name/$$name.riem --work-dir work_dirs/$$name; \
+	done
 
 test: setup
 	$(PY) -m pytest
