@@ -126,7 +126,8 @@ def compress_detector(
 ) -> dict[str, Any] | None:
     """Compress a detector, or another model of MMEngine, and write the outputs; returns the report.
 
-    All processes but the first get None. Finished weights are kept in the journal beside the outputs until these are written.
+    All processes but the first get None. Finished weights are kept in the journal beside the outputs until these are
+    written.
 
     The states of a trained RieM model are written as they are, and every other weight of it dense, unless `settings`
     has a budget: then all its weights are compressed anew.
