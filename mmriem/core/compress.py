@@ -44,6 +44,8 @@ that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless
 DEFAULT_SIZE = 1 / 17
 DEFAULT_RATIO = 0.19
 """The paper's."""
+MENDED_SHARE = 0.1
+"""Of a constant, such as a variance of 1, by which recalibration is expected to change it."""
 
 OnProgress = Callable[[float, str], None]
 """Called with the share of the work done, 0 to 1, and the name of the weight that it concerns."""
@@ -788,13 +790,14 @@ def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
 
 
 def _as_if_mended(state_dict: Mapping[str, Tensor], mended: set[str]) -> dict[str, Tensor]:
-    """The state dict with noise in place of constants that recalibration may change: they take next to no bytes."""
+    """The state dict with noise added to constants that recalibration may change: as they are they take no bytes."""
     generator = torch.Generator().manual_seed(0)
     noise: dict[int, Tensor] = {}
     for key, tensor in state_dict.items():
         if key in mended and derive(key, tensor):
-            random = torch.randn(tensor.shape, generator=generator).half().to(tensor.dtype)
-            noise.setdefault(tensor.data_ptr(), random)
+            spread = torch.where(tensor == 0, 1.0, MENDED_SHARE * tensor.abs().double())
+            random = tensor + spread * torch.randn(tensor.shape, generator=generator)
+            noise.setdefault(tensor.data_ptr(), random.half().to(tensor.dtype))
     return {key: noise.get(tensor.data_ptr(), tensor) for key, tensor in state_dict.items()}
 
 
