@@ -83,6 +83,10 @@ class _Writer:
         self._calls.append((symbols, model))
         return symbols
 
+    def symbols(self, tokens: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Tokens, uint8, in that order, to be coded."""
+        return tokens[order].astype(np.int32)
+
     def payload(self) -> bytes:
         coder = stream.stack.AnsCoder()
         coder.encode_reverse(np.array([1], np.int32), _BITS_24)
@@ -102,6 +106,10 @@ class _Reader:
 
     def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
         return self._coder.decode(model, len(symbols))
+
+    def symbols(self, tokens: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Room for as many."""
+        return np.empty(len(order), np.uint8)
 
     def finish(self) -> None:
         # a stream that ran out has given zeros only
@@ -138,10 +146,12 @@ def decode(data: bytes, shape: tuple[int, int], period: int = 1) -> np.ndarray:
     reader = _Reader(data)
     magnitudes, negative = _read(reader, shape, period)
     reader.finish()
-    if (magnitudes > (1 << 31) - 1 + negative.astype(np.uint32)).any():
+    if magnitudes.max(initial=0) >= 1 << 31 and (magnitudes > (1 << 31) - 1 + negative.astype(np.uint32)).any():
         raise RiemError(_TOO_LARGE)
-    minus = negative.astype(np.int32)
-    return ((magnitudes.view(np.int32) ^ -minus) + minus).reshape(shape)
+    minus, signed = negative.astype(np.int32), magnitudes.view(np.int32)
+    signed ^= -minus
+    signed += minus
+    return signed.reshape(shape)
 
 
 def encode_vector(values: np.ndarray) -> bytes:
@@ -224,7 +234,8 @@ def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndar
     tokens = planes.transpose(1, 2, 0).reshape(-1)
     if largest != (found := int(tokens.max(initial=0))):
         raise RiemError(f'integer stream: expected {largest} as its largest token, found {found}; the file is damaged')
-    magnitudes, negative = _LOW[tokens], np.zeros(len(tokens), bool)
+    magnitudes = tokens.astype(np.uint32) if largest < DIRECT else _LOW[tokens]
+    negative = np.zeros(len(tokens), bool)
     _code_bits(reader, tokens, magnitudes, negative)
     return magnitudes, negative
 
@@ -387,17 +398,16 @@ class _Distributions:
         used = np.flatnonzero(sizes)
         beside = self._counts[used] + self._counts[used + 2]
         frequencies = UNIT * self._counts[used + 1] + UNIT // 4 * beside + self._prior[used]
-        flat = tokens.reshape(-1)[order].astype(np.int32)
+        flat = self._coder.symbols(tokens.reshape(-1), order)
         start = 0
-        for size, frequency in zip(sizes[used].tolist(), frequencies):
-            part = flat[start : start + size]
-            part[:] = self._coder.code(part, _categorical(frequency))
+        for number, size, frequency in zip(used + 1, sizes[used].tolist(), frequencies):
+            part = self._coder.code(flat[start : start + size], _categorical(frequency))
+            self._counts[number] += np.bincount(part, minlength=self._alphabet)
+            flat[start : start + size] = part
             start += size
         restored = np.empty(len(flat), np.uint8)
         restored[order] = flat
         tokens[...] = restored.reshape(tokens.shape)
-        pairs = classes.astype(np.intp) * self._alphabet + restored
-        self._counts[1:-1] += np.bincount(pairs, minlength=CLASSES * self._alphabet).reshape(CLASSES, -1)
 
 
 def _classes(expected: np.ndarray) -> np.ndarray:
