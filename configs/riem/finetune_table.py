@@ -32,8 +32,13 @@ detectors = dict(
         checkpoint='../shared/data/detectors/faster-rcnn_swin_bccd.pth',
     ),
 )
-how = dict(steps=('frozen', 1e-3, 0.1), integers=('straight_through', 1e-3, 15.0))
-digits = {'train_dataloader.batch_size': 4, 'train_dataloader.dataset.indices': 1000}  # half of the images
+how = dict(steps=('frozen', 1e-3, 0.3), integers=('straight_through', 1e-3, 15.0))
+
+
+def digits(count):
+    return {'train_dataloader.batch_size': 4, 'train_dataloader.dataset.indices': count}  # of 2000 images
+
+
 bccd = {'train_dataloader.batch_size': 4, 'train_dataloader.dataset.times': 1}  # each of the 292 images once
 runs = [
     dict(
@@ -44,11 +49,11 @@ runs = [
         **detectors[detector],
     )
     for detector, kind, bits, epochs, options in (
-        ('gfl', 'integers', 1.2, 1, digits),
-        ('gfl', 'integers', 0.5, 1, digits),
-        ('gfl', 'steps', 0.5, 1, digits),
-        ('swin', 'integers', 1.2, 1, digits),
-        ('swin', 'integers', 0.5, 1, digits),
+        ('gfl', 'integers', 1.2, 1, digits(500)),
+        ('gfl', 'integers', 0.5, 1, digits(1000)),
+        ('gfl', 'steps', 0.5, 1, digits(500)),
+        ('swin', 'integers', 1.2, 1, digits(500)),
+        ('swin', 'integers', 0.5, 1, digits(1000)),
         ('retinanet', 'integers', 0.5, 2, bccd),
         ('bccd_swin', 'integers', 0.4, 2, bccd),
     )

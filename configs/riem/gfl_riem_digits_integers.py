@@ -10,7 +10,7 @@ _base_ = '../demo/gfl_r18_fpn_digits.py'
 model = dict(type='mmriem.RieMGFL', riem=dict(representation='lattice', integers='straight_through'))
 # an integer changes where its real number has moved by a half: far longer steps than for norms and biases
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=10.0)})
+    optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=15.0)})
 )
 max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)

@@ -8,9 +8,9 @@ python tools/compress.py configs/riem/gfl_riem_digits_steps.py tuned/epoch_2.pth
 _base_ = '../demo/gfl_r18_fpn_digits.py'
 
 model = dict(type='mmriem.RieMGFL', riem=dict(representation='lattice', integers='frozen'))
-# steps are small numbers: an update moves them by a tenth of what it moves norms and biases by
+# steps are numbers of about 0.2, of which an update moves a thousandth
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=0.1)})
+    optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=0.3)})
 )
 max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)

@@ -168,10 +168,13 @@ class Lattice(Representation):
             return torch.from_numpy(weight.astype(np.float32))
 
     def states(self) -> dict[str, Tensor]:
+        """The common step is shared out to rows and columns: training moves both by about the same share."""
+        shared = _half_way(self._step)
+        rows, columns = powers_of_two(self._rows, self._octave), powers_of_two(self._columns, self._octave)
         return {
             'z': torch.from_numpy(self._codes.astype(np.float32)),
-            'row': torch.from_numpy((self._step * powers_of_two(self._rows, self._octave)).astype(np.float32)),
-            'column': torch.from_numpy(powers_of_two(self._columns, self._octave).astype(np.float32)),
+            'row': torch.from_numpy((self._step / shared * rows).astype(np.float32)),
+            'column': torch.from_numpy((shared * columns).astype(np.float32)),
         }
 
     @classmethod
@@ -195,7 +198,8 @@ class Lattice(Representation):
 
     @classmethod
     def scaled_states(cls, states: dict[str, Tensor], gain: float, shift: float) -> dict[str, Tensor]:
-        return {**states, 'row': gain * states['row']}
+        shared = _half_way(gain)
+        return {**states, 'row': gain / shared * states['row'], 'column': shared * states['column']}
 
     def packed_states(self) -> dict[str, State]:
         return self.pack_states(self.states(), self.settings())
@@ -405,6 +409,11 @@ def _exponents(scales: Tensor, power: float) -> np.ndarray:
 
 def _powers(exponents: np.ndarray) -> np.ndarray:
     return powers_of_two(exponents, OCTAVE)
+
+
+def _half_way(factor: float) -> float:
+    """About the square root: a power of two, so that dividing by it changes no bit."""
+    return 2.0 ** round(math.log2(abs(factor)) / 2)
 
 
 def _logarithms(steps: Tensor) -> np.ndarray:

@@ -209,10 +209,7 @@ class WeightStates(nn.Module):
             self._hold(self.fitted(key, tensor))
 
     def _hold(self, encoded: Representation) -> None:
-        if self.integers == STRAIGHT_THROUGH:
-            self.reset(encoded.trainable_states())
-        else:
-            self.reset(encoded.states(), None if self.materialize else encoded.packed_states())
+        self.reset(encoded.states(), None if self.materialize else encoded.packed_states())
 
     def needs_fit(self, tensor: Tensor) -> bool:
         """Whether :meth:`take` would fit states to the tensor, and has not done so before."""

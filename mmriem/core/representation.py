@@ -106,10 +106,6 @@ class Representation(ABC):
     def states(self) -> dict[str, Tensor]:
         """The dequantised float32 states, from which :meth:`regenerate` makes the same matrix."""
 
-    def trainable_states(self) -> dict[str, Tensor]:
-        """Those of :meth:`states` whose integers may be trained: any integers near them are states, too."""
-        return self.states()
-
     @classmethod
     @abstractmethod
     def from_states(cls, states: dict[str, Tensor], settings: dict[str, Any] | None, period: int = 1) -> Representation:

@@ -39,7 +39,7 @@ def test_a_detector_that_holds_states_as_a_whole(name):
         for parameter in module.parameters()
     }
     optimizer = build_optim_wrapper(detector, config.optim_wrapper).optimizer
-    factors = {'steps': 0.1, 'integers': 10, 'sigmoid': 0.1, 'sigmoid-from-scratch': 1}
+    factors = {'steps': 0.3, 'integers': 15, 'sigmoid': 0.1, 'sigmoid-from-scratch': 1}
     for group in optimizer.param_groups:
         factor = factors[name] if group['params'][0] in held else 1
         assert group['lr'] == pytest.approx(factor * optimizer.defaults['lr'])
