@@ -171,12 +171,8 @@ def compress_detector(
     is_trained = bool(states) and not settings.has_budget
     has_images = metric == PULLBACK and not is_trained
     probe = build_probe(cfg, model, image_count, settings.seed, images) if has_images else None
-    journal = outputs.journal
-    begun = _identity(cfg, read.sha256, settings, metric, probe, device)
-    for rank in range(2):  # the first process makes the folder, the others find it
-        if (rank == 0) == (workers.rank == 0):
-            journal.begin(begun)
-        workers.exchange(b'')
+    identity = _identity(cfg, read.sha256, settings, metric, probe, device)
+    journal = _begun(outputs, workers, identity, start_over=force and not resume)
     try:
         if is_trained:
             encoded = {name: weight.encoded() for name, weight in states.items()}
@@ -201,6 +197,8 @@ def compress_detector(
             journal.remove()  # the same settings would end in the same error
         raise
     if workers.rank > 0:
+        workers.exchange(b'')
+        journal.remove()
         return None
     started = time.perf_counter()
     journal.put(_WRITING, b'')
@@ -214,8 +212,24 @@ def compress_detector(
     _write_text(outputs.config, loading_config(cfg, outputs.riem.name))
     _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
     _write_text(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
+    workers.exchange(b'')
     journal.remove()
     return report
+
+
+def _begun(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, start_over: bool) -> Journal:
+    """The journal, which all processes of a machine have in common, and all of those that see the same folder."""
+    journal = outputs.journal
+    if workers.rank > 0:
+        outputs.riem.parent.mkdir(parents=True, exist_ok=True)
+        if start_over:
+            journal.remove()
+    workers.exchange(b'')
+    for is_first in (True, False):  # the first process makes the folder, the others find it
+        if is_first == (workers.rank == 0):
+            journal.begin(identity)
+        workers.exchange(b'')
+    return journal
 
 
 def _identity(
