@@ -810,7 +810,7 @@ def _numel(state_dict: Mapping[str, Tensor]) -> int:
 def layer_cost(view: WeightView, settings: Settings) -> float:
     """Predicted CPU seconds of a weight: by these, weights are shared out to processes.
 
-    Measured on a core of an AMD EPYC; another one only scales them. A search has about eight turns.
+    Measured on a core of an AMD EPYC; another one only scales them. Two turns of a search.
     """
     rows, columns = view.matrix_shape
     fit = 1e-4 * rows * columns
@@ -818,7 +818,7 @@ def layer_cost(view: WeightView, settings: Settings) -> float:
         return fit
     widths = [part.stop - part.start for part in parts(columns)]
     factor = 3e-11 * sum(width**3 for width in widths)
-    cancel = 2e-10 * sum(rows * width**2 for width in widths) + 8e-7 * rows * columns + 1e-3 * columns
+    cancel = 5e-11 * sum(rows * width**2 for width in widths) + 2.4e-7 * rows * columns + 4e-5 * columns
     return factor + cancel + (fit if settings.representation == AUTO else 0.0)
 
 
