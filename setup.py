@@ -26,6 +26,8 @@ setup(
     extras_require={
         # mmcv must be built with its ops, see tools/setup_env.sh
         'mmdet': ['mmengine>=0.10.7', 'mmcv>=2.1.0,<2.2.0', 'mmdet>=3.3.0', 'pycocotools', 'rich'],
+        'classification': ['mmengine>=0.10.7', 'opencv-python', 'rich'],
+        'timm': ['timm'],
         'demo': ['scikit-learn', 'opencv-python'],
         'dev': ['pytest', 'hypothesis', 'ruff'],
     },
