@@ -1,11 +1,34 @@
 """Package metadata. The mm* packages are an extra: their forks install modules of the same names."""
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+MIM = ('configs', 'tools', 'model-index.yml')
+"""What OpenMIM and `mmriem::FOLDER/NAME.py` in a config look for in the folder `.mim` of an installed package."""
+
+
+class BuildWithMim(build_py):
+    """Copies `MIM` into the built package; in an editable install links to it."""
+
+    def run(self) -> None:
+        super().run()
+        editable = getattr(self, 'editable_mode', False)
+        target = HERE / 'mmriem' / '.mim' if editable else Path(self.build_lib) / 'mmriem' / '.mim'
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in MIM:
+            if editable:
+                (target / name).symlink_to(os.path.relpath(HERE / name, target))
+            elif (HERE / name).is_dir():
+                shutil.copytree(HERE / name, target / name, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy2(HERE / name, target / name)
 
 
 def version() -> str:
@@ -22,6 +45,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['mmriem', 'mmriem.*']),
+    cmdclass={'build_py': BuildWithMim},
     install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
     extras_require={
         # mmcv must be built with its ops, see tools/setup_env.sh

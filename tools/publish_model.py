@@ -9,33 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
-from collections import OrderedDict
-from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from mmriem.core.errors import RiemError
 from mmriem.engine.checkpoint import read_checkpoint
 from mmriem.engine.command_line import run
-
-
-def halved(state_dict: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """The same tensors, those in floating point rounded to fp16; counts and indices stay as they are.
-
-    Raises:
-        RiemError: a value is not finite in fp16.
-    """
-    rounded = OrderedDict()
-    for name, tensor in state_dict.items():
-        rounded[name] = tensor.half() if tensor.is_floating_point() else tensor
-        if not torch.isfinite(rounded[name]).all():
-            raise RiemError(
-                f'{name}: expected values below 65504 in size for fp16, found {tensor.abs().max().item():g}; '
-                'hand on the checkpoint in fp32'
-            )
-    return rounded
+from mmriem.engine.export import halved, write_checkpoint
 
 
 def publish(source: str | os.PathLike, target: str | os.PathLike, *, force: bool = False) -> int:
@@ -44,21 +21,8 @@ def publish(source: str | os.PathLike, target: str | os.PathLike, *, force: bool
     Raises:
         RiemError: `source` cannot be read, does not fit fp16, or `target` exists and `force` is not given.
     """
-    target = Path(target)
-    if target.exists() and not force:
-        raise RiemError(f'{target}: exists already; choose another name or pass --force')
     checkpoint = read_checkpoint(source)
-    content = {
-        'meta': {'dataset_meta': checkpoint.dataset_meta},
-        'state_dict': halved(checkpoint.state_dict),
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.name}.') as scratch:
-        # the file's own name, because torch.save writes it into the archive
-        fresh = Path(scratch) / target.name
-        torch.save(content, fresh)
-        os.replace(fresh, target)
-    return target.stat().st_size
+    return write_checkpoint(target, halved(checkpoint.state_dict), checkpoint.dataset_meta, force=force)
 
 
 def main() -> None:

@@ -1,0 +1,9 @@
+"""With a backbone and a neck that hold states instead of weights: those of a .riem file, of whatever rate."""
+
+_base_ = './dino-4scale_r50_8xb2-12e_coco_riem-2bit.py'
+
+riem = dict(representation='lattice', ratio=0.0625)  # of fresh states, until a file is loaded
+model = dict(
+    backbone=dict(type='mmriem.RieMResNet', riem=riem),
+    neck=dict(type='mmriem.RieMChannelMapper', riem=riem),
+)

@@ -1,0 +1,9 @@
+"""With a backbone and a neck that hold states instead of weights: those of a .riem file, of whatever rate."""
+
+_base_ = './rtmdet_l_8xb32-300e_coco_riem-2bit.py'
+
+riem = dict(representation='lattice', ratio=0.0625)  # of fresh states, until a file is loaded
+model = dict(
+    backbone=dict(type='mmriem.RieMCSPNeXt', riem=riem),
+    neck=dict(type='mmriem.RieMCSPNeXtPAFPN', riem=riem),
+)

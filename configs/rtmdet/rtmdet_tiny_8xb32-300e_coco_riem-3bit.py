@@ -1,0 +1,7 @@
+"""Decoded from a .riem file of 3 bits per weight when it is loaded; README.md tells how to make it."""
+
+_base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', '../_base_/drop_in.py']
+
+default_hooks = dict(strict_load=_base_.strict_load)
+model = dict(backbone=dict(init_cfg=None))  # the file has every weight
+load_from = 'work_dirs/zoo/rtmdet_tiny_8xb32-300e_coco_riem-3bit.riem'

@@ -1,0 +1,9 @@
+"""With a backbone and a neck that hold states instead of weights: those of a .riem file, of whatever rate."""
+
+_base_ = './mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco_riem-2bit.py'
+
+riem = dict(representation='lattice', ratio=0.0625)  # of fresh states, until a file is loaded
+model = dict(
+    backbone=dict(type='mmriem.RieMSwinTransformer', riem=riem),
+    neck=dict(type='mmriem.RieMFPN', riem=riem),
+)

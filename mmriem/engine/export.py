@@ -1,0 +1,151 @@
+"""Out of `.riem` files again: stock checkpoints, and ONNX models of single-stage detectors."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.models.detectors import SingleStageDetector
+from torch import Tensor, nn
+
+from mmriem.core.errors import RiemError
+
+__all__ = ['halved', 'write_checkpoint', 'write_onnx']
+
+ONNX_PACKAGES = ('onnx', 'onnxscript')
+IMAGE = 'image'
+
+
+def halved(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The same tensors, those in floating point rounded to fp16; counts and indices stay as they are.
+
+    Raises:
+        RiemError: a value is not finite in fp16.
+    """
+    rounded = OrderedDict()
+    for name, tensor in state_dict.items():
+        rounded[name] = tensor.half() if tensor.is_floating_point() else tensor
+        if not torch.isfinite(rounded[name]).all():
+            raise RiemError(
+                f'{name}: expected values below 65504 in size for fp16, found {tensor.abs().max().item():g}; '
+                'hand on the checkpoint in fp32'
+            )
+    return rounded
+
+
+def write_checkpoint(
+    target: str | os.PathLike,
+    state_dict: Mapping[str, Tensor],
+    dataset_meta: Mapping[str, Any],
+    *,
+    force: bool = False,
+) -> int:
+    """Write a `.pth` file as MMEngine does, of the weights alone, whole or not at all; bytes on disk.
+
+    Raises:
+        RiemError: `target` exists and `force` is not given.
+    """
+    plain = OrderedDict((name, tensor.detach()) for name, tensor in state_dict.items())  # without records of states
+    with _written_whole(target, force) as fresh:
+        torch.save({'meta': {'dataset_meta': dict(dataset_meta)}, 'state_dict': plain}, fresh)
+    return Path(target).stat().st_size
+
+
+def write_onnx(
+    model: nn.Module, target: str | os.PathLike, size: tuple[int, int], *, opset: int = 18, force: bool = False
+) -> list[str]:
+    """Write backbone, neck and head of a single-stage detector; returns the names of the outputs.
+
+    The input `image` is a normalised batch `(1, 3, height, width)` float32, the outputs are what the head returns for
+    each level, before boxes are decoded and suppressed. The normalisation and the class names are in the file's
+    metadata (`mean`, `std`, `bgr_to_rgb`, `classes`).
+
+    Args:
+        model: a detector in eval mode on the CPU.
+        target: the file to write.
+        size: height and width of the input in pixels.
+        opset: version of ONNX's operators.
+        force: replace an existing file.
+
+    Raises:
+        RiemError: the packages of the extra `onnx` are not installed, the detector is of another kind, or `target`
+            exists and `force` is not given.
+    """
+    absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if absent:
+        raise RiemError(f'{target}: ONNX needs {" and ".join(absent)}, found none; run pip install "mmriem[onnx]"')
+    if not isinstance(model, SingleStageDetector):
+        raise RiemError(
+            f'{target}: expected a single-stage detector, whose raw outputs are tensors, found '
+            f'{type(model).__name__}; export a .pth checkpoint and deploy that'
+        )
+    import onnx
+
+    raw = RawOutputs(model)
+    example = torch.zeros(1, 3, *size)
+    names = raw.names(example)
+    with _written_whole(target, force) as fresh:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of constants that are traced, which the shape of the input fixes
+            torch.onnx.export(
+                raw, (example,), str(fresh), input_names=[IMAGE], output_names=names, opset_version=opset, dynamo=False
+            )
+        graph = onnx.load(str(fresh))
+        onnx.helper.set_model_props(graph, _metadata(model))
+        onnx.checker.check_model(graph)
+        onnx.save(graph, str(fresh))
+    return names
+
+
+class RawOutputs(nn.Module):
+    """Backbone, neck and head of a single-stage detector as a function from an image to a flat tuple of tensors."""
+
+    def __init__(self, model: SingleStageDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What the head returns: all levels of its first kind of output, then of the second."""
+        return tuple(level for kind in self._kinds(image) for level in kind)
+
+    @torch.no_grad()
+    def names(self, image: Tensor) -> list[str]:
+        """Names of the outputs: `output_KIND_LEVEL`, both counted from 0."""
+        kinds = self._kinds(image)
+        return [f'output_{k}_{level}' for k, kind in enumerate(kinds) for level in range(len(kind))]
+
+    def _kinds(self, image: Tensor) -> list[list[Tensor]]:
+        return [list(kind) for kind in self.model.bbox_head(self.model.extract_feat(image))]
+
+
+def _metadata(model: nn.Module) -> dict[str, str]:
+    processor = model.data_preprocessor
+    told: dict[str, Any] = {'bgr_to_rgb': bool(getattr(processor, '_channel_conversion', False))}
+    for key in ('mean', 'std'):
+        value = getattr(processor, key, None)
+        told[key] = None if value is None else value.flatten().tolist()
+    told['classes'] = list(getattr(model, 'dataset_meta', {}).get('classes', ()))
+    return {key: json.dumps(value) for key, value in told.items()}
+
+
+@contextmanager
+def _written_whole(target: str | os.PathLike, force: bool) -> Iterator[Path]:
+    """A file in the same folder to write to, which takes the place of `target` at the end."""
+    target = Path(target)
+    if target.exists() and not force:
+        raise RiemError(f'{target}: exists already; choose another name or pass --force')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.name}.') as scratch:
+        # the file's own name, because torch.save writes it into the archive
+        fresh = Path(scratch) / target.name
+        yield fresh
+        os.replace(fresh, target)

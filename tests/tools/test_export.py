@@ -1,0 +1,128 @@
+"""tools/export.py: stock checkpoints and ONNX models of .riem files."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from mmdet.apis import init_detector
+
+from mmriem.core import container
+from mmriem.engine.config import read_config
+from mmriem.engine.detector import build_detector
+from mmriem.engine.export import RawOutputs, write_onnx
+
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ('onnx', 'onnxscript')), reason='the extra "onnx" is not installed'
+)
+
+
+@pytest.mark.parametrize('flags, dtype', [((), torch.float32), (('--half',), torch.float16)])
+def test_checkpoint(call, tools, tiny_config, riem_file, tmp_path, flags, dtype):
+    """Loads into the stock detector without mmriem."""
+    done = call(tools / 'export.py', riem_file, '--to', tmp_path / 'out/dense.pth', *flags)
+    assert done.returncode == 0, done.stderr
+    content = torch.load(tmp_path / 'out/dense.pth', weights_only=True)
+    expected = container.read(riem_file).decode()
+    assert list(content['state_dict']) == list(expected) and content['meta']['dataset_meta']['classes'] == (
+        'square',
+        'bar',
+    )
+    for name, tensor in content['state_dict'].items():
+        assert torch.equal(tensor, expected[name].to(dtype) if tensor.is_floating_point() else expected[name])
+    ours, theirs = (
+        init_detector(str(tiny_config), str(p), device='cpu') for p in (tmp_path / 'out/dense.pth', riem_file)
+    )
+    for found, wanted in zip(ours.state_dict().values(), theirs.state_dict().values()):
+        torch.testing.assert_close(found, wanted, rtol=0 if dtype == torch.float32 else 1e-3, atol=1e-6)
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['dense.pth']
+
+
+def test_existing_files_and_wrong_names(call_here, tools, riem_file, runner_checkpoint, tmp_path):
+    export = tools / 'export.py'
+    (tmp_path / 'dense.pth').write_bytes(b'precious')
+    assert 'exists already; choose another name or pass --force' in call_here(export, riem_file, '--to', 'dense.pth')
+    assert (tmp_path / 'dense.pth').read_bytes() == b'precious'
+    assert call_here(export, riem_file, '--to', 'dense.pth', '--force') is None
+    assert len(torch.load(tmp_path / 'dense.pth', weights_only=True)['state_dict']) > 100
+    assert '--to dense.bin: expected a name that ends in .pth or .onnx' in call_here(
+        export, riem_file, '--to', 'dense.bin'
+    )
+    assert 'expected a .riem file' in call_here(export, runner_checkpoint, '--to', 'x.pth')
+    assert 'expected --config, found none' in call_here(export, riem_file, '--to', 'x.onnx')
+
+
+@pytest.mark.skipif(find_spec('onnxscript') is not None, reason='the extra "onnx" is installed')
+def test_the_extra_is_named(call_here, tools, tiny_config, riem_file):
+    error = call_here(tools / 'export.py', riem_file, '--to', 'x.onnx', '--config', tiny_config)
+    assert 'pip install "mmriem[onnx]"' in error
+
+
+def run_onnx(path, image):
+    """Outputs by name, of onnxruntime where it is installed, else of ONNX's own slow evaluator."""
+    if find_spec('onnxruntime') is not None:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        return dict(zip([o.name for o in session.get_outputs()], session.run(None, {'image': image.numpy()})))
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(str(path))
+    return dict(zip(session.output_names, session.run(None, {'image': image.numpy()})))
+
+
+def assert_same_outputs(path, model, size):
+    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = RawOutputs(model)(image)
+    found = run_onnx(path, image)
+    assert list(found) == RawOutputs(model).names(image)
+    for ours, theirs in zip(found.values(), expected):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-4, atol=1e-4)
+
+
+@needs_onnx
+def test_onnx(call_here, tools, tiny_config, riem_file, tmp_path, capsys):
+    import onnx
+
+    flags = ['--config', tiny_config, '--size', '64', '96']
+    assert call_here(tools / 'export.py', riem_file, '--to', 'x.onnx', *flags) is None
+    assert 'input 1x3x64x96' in capsys.readouterr().out
+    assert_same_outputs(tmp_path / 'x.onnx', init_detector(str(tiny_config), str(riem_file), device='cpu'), (64, 96))
+    told = {p.key: json.loads(p.value) for p in onnx.load(str(tmp_path / 'x.onnx')).metadata_props}
+    assert told['mean'] == [100.0, 110.0, 120.0] and told['std'] == [50.0] * 3 and told['bgr_to_rgb'] is False
+    assert told['classes'] == ['square', 'bar'] and [p.name for p in tmp_path.iterdir()] == ['x.onnx']
+
+
+HEADS = {
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': {'backbone.base_channels': 8, 'neck.in_channels': [32, 64, 128, 256]},
+    'atss/atss_r50_fpn_1x_coco': {'backbone.base_channels': 8, 'neck.in_channels': [32, 64, 128, 256]},
+    'swin/retinanet_swin-t-p4-w7_fpn_1x_coco': {'backbone.embed_dims': 24, 'neck.in_channels': [48, 96, 192]},
+    'yolox/yolox_nano_8xb8-300e_coco': {},
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco': {},
+}
+
+
+@needs_onnx
+@pytest.mark.parametrize('name', HEADS)
+def test_onnx_of_mmdet_detectors(name, tmp_path):
+    config = read_config(f'mmdet::{name}.py', {f'model.{key}': value for key, value in HEADS[name].items()})
+    torch.manual_seed(0)
+    model = build_detector(config).eval()
+    write_onnx(model, tmp_path / 'x.onnx', (96, 128))
+    assert_same_outputs(tmp_path / 'x.onnx', model, (96, 128))
+
+
+@needs_onnx
+def test_two_stages_are_refused(tmp_path):
+    from mmriem.core.errors import RiemError
+
+    config = read_config(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        {'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256]},
+    )
+    with pytest.raises(RiemError, match='expected a single-stage detector'):
+        write_onnx(build_detector(config), tmp_path / 'x.onnx', (64, 64))
+    assert not list(tmp_path.iterdir())
