@@ -125,7 +125,7 @@ LIVE = '''"""With a {parts} that hold states instead of weights: those of a .rie
 
 _base_ = './{first}.py'
 
-riem = dict(representation='lattice', ratio={ratio})  # of fresh states, until a file is loaded
+riem = dict(representation='lattice', bits={bits})  # of an ordinary checkpoint, which is fitted when it is loaded
 model = dict(
 {settings}
 )
@@ -165,7 +165,7 @@ def configs_of(detector: Detector) -> Iterator[tuple[str, str]]:
         LIVE.format(
             first=first,
             parts=' and a '.join(parts),
-            ratio=detector.bits[0] / 32,
+            bits=detector.bits[0],
             settings='\n'.join(settings),
         ),
     )

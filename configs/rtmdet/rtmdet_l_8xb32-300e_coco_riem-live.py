@@ -2,7 +2,7 @@
 
 _base_ = './rtmdet_l_8xb32-300e_coco_riem-2bit.py'
 
-riem = dict(representation='lattice', ratio=0.0625)  # of fresh states, until a file is loaded
+riem = dict(representation='lattice', bits=2)  # of an ordinary checkpoint, which is fitted when it is loaded
 model = dict(
     backbone=dict(type='mmriem.RieMCSPNeXt', riem=riem),
     neck=dict(type='mmriem.RieMCSPNeXtPAFPN', riem=riem),

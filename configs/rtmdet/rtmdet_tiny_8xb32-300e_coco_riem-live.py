@@ -2,7 +2,7 @@
 
 _base_ = './rtmdet_tiny_8xb32-300e_coco_riem-3bit.py'
 
-riem = dict(representation='lattice', ratio=0.09375)  # of fresh states, until a file is loaded
+riem = dict(representation='lattice', bits=3)  # of an ordinary checkpoint, which is fitted when it is loaded
 model = dict(
     backbone=dict(type='mmriem.RieMCSPNeXt', riem=riem),
     neck=dict(type='mmriem.RieMCSPNeXtPAFPN', riem=riem),

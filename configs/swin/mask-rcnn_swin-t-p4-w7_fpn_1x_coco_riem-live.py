@@ -2,7 +2,7 @@
 
 _base_ = './mask-rcnn_swin-t-p4-w7_fpn_1x_coco_riem-2bit.py'
 
-riem = dict(representation='lattice', ratio=0.0625)  # of fresh states, until a file is loaded
+riem = dict(representation='lattice', bits=2)  # of an ordinary checkpoint, which is fitted when it is loaded
 model = dict(
     backbone=dict(type='mmriem.RieMSwinTransformer', riem=riem),
     neck=dict(type='mmriem.RieMFPN', riem=riem),

@@ -90,16 +90,22 @@ def write_onnx(
         )
     import onnx
 
-    raw = RawOutputs(model)
+    raw = RawOutputs(model).eval()
     example = torch.zeros(1, 3, *size)
     names = raw.names(example)
     with _written_whole(target, force) as fresh:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of constants that are traced, which the shape of the input fixes
-            torch.onnx.export(
-                raw, (example,), str(fresh), input_names=[IMAGE], output_names=names, opset_version=opset, dynamo=False
+            warnings.simplefilter('ignore')  # of operators that torch itself is to rename
+            program = torch.onnx.export(
+                raw,
+                (example,),
+                input_names=[IMAGE],
+                output_names=names,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
             )
-        graph = onnx.load(str(fresh))
+        graph = program.model_proto
         onnx.helper.set_model_props(graph, _metadata(model))
         onnx.checker.check_model(graph)
         onnx.save(graph, str(fresh))

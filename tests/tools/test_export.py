@@ -10,6 +10,7 @@ import torch
 from mmdet.apis import init_detector
 
 from mmriem.core import container
+from mmriem.core.errors import RiemError
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector
 from mmriem.engine.export import RawOutputs, write_onnx
@@ -117,8 +118,6 @@ def test_onnx_of_mmdet_detectors(name, tmp_path):
 
 @needs_onnx
 def test_two_stages_are_refused(tmp_path):
-    from mmriem.core.errors import RiemError
-
     config = read_config(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
         {'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256]},
