@@ -53,6 +53,7 @@ setup(
         'classification': ['mmengine>=0.10.7', 'opencv-python', 'rich'],
         'timm': ['timm'],
         'demo': ['scikit-learn', 'opencv-python'],
+        'onnx': ['onnx', 'onnxscript'],  # tools/export.py --to model.onnx
         'dev': ['pytest', 'hypothesis', 'ruff'],
     },
 )
