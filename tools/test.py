@@ -55,15 +55,25 @@ def show_predictions(config: Config, args: argparse.Namespace) -> None:
 
 
 def augment(config: Config) -> None:
-    """Wrap the model for test-time augmentation: `tta_model` and `tta_pipeline`, by default with a flip."""
+    """Wrap the model for test-time augmentation: `tta_model` and `tta_pipeline`, by default with a flip.
+
+    The flip comes before a padding, because mmdet mirrors boxes back within the image as it was.
+
+    Raises:
+        RiemError: the detector has masks, which mmdet cannot merge.
+    """
+    if 'mask_head' in config.model.get('roi_head', config.model):
+        raise RiemError('--tta: expected a detector of boxes, found one with a mask head; evaluate it without --tta')
     dataset = config.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if 'tta_pipeline' not in config:
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
         packed = dict(type='PackDetInputs', meta_keys=TTA_META)
-        last = dict(type='TestTimeAug', transforms=[flips, [packed]])
-        config.tta_pipeline = [*deepcopy(dataset.pipeline)[:-1], last]
+        steps = deepcopy(dataset.pipeline)[:-1]
+        first = next((n for n, step in enumerate(steps) if step['type'].endswith('Pad')), len(steps))
+        last = dict(type='TestTimeAug', transforms=[flips, *([step] for step in steps[first:]), [packed]])
+        config.tta_pipeline = [*steps[:first], last]
     dataset.pipeline = config.tta_pipeline
     config.model = ConfigDict(**config.get('tta_model', TTA_MODEL), module=config.model)
 

@@ -41,9 +41,31 @@ def test_stock_test_and_offline_evaluation(call, written, coco_data, tmp_path):
     assert offline == {key: value for key, value in ap(found).items() if key in offline}
 
 
-def test_augmented(call_here, tools, written, tmp_path):
-    assert (
-        call_here(tools / 'test.py', written, written.with_suffix('.riem'), '--tta', '--work-dir', tmp_path / 'tta')
-        is None
-    )
-    assert ap(tmp_path / 'tta')['coco/bbox_mAP'] > 0.3
+PADDED = """
+_base_ = {base!r}
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(64, 64), keep_ratio=True),
+    dict(type='Pad', size=(96, 64)),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+"""
+
+
+def test_augmented_where_the_pipeline_pads(call_here, tools, written, tmp_path):
+    """A box of the mirror image must come back to where it was, though the padding is at the right."""
+    (tmp_path / 'padded.py').write_text(PADDED.format(base=str(written)))
+    found = []
+    for flags in ([], ['--tta']):
+        work_dir = tmp_path / f'work{len(flags)}'
+        named = ['--cfg-options', f'experiment_name=padded{len(flags)}']
+        arguments = ['padded.py', written.with_suffix('.riem'), '--work-dir', work_dir, *flags, *named]
+        assert call_here(tools / 'test.py', *arguments) is None
+        found.append(ap(work_dir)['coco/bbox_mAP'])
+    assert found[0] > 0.3 and found[1] > 0.9 * found[0]
+
+
+def test_masks_are_not_augmented(call_here, tools, riem_file):
+    error = call_here(tools / 'test.py', 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', riem_file, '--tta')
+    assert 'found one with a mask head; evaluate it without --tta' in error
