@@ -49,10 +49,10 @@ runs = [
         **detectors[detector],
     )
     for detector, kind, bits, epochs, options in (
-        ('gfl', 'integers', 1.2, 1, digits(500)),
+        ('gfl', 'integers', 1.2, 1, digits(1000)),
         ('gfl', 'integers', 0.5, 1, digits(1000)),
         ('gfl', 'steps', 0.5, 1, digits(500)),
-        ('swin', 'integers', 1.2, 1, digits(500)),
+        ('swin', 'integers', 1.2, 1, digits(1000)),
         ('swin', 'integers', 0.5, 1, digits(1000)),
         ('retinanet', 'integers', 0.5, 2, bccd),
         ('bccd_swin', 'integers', 0.4, 2, bccd),

@@ -65,6 +65,7 @@ class Probe(ABC):
 def float_tensors(output: Any) -> Iterator[Tensor]:
     """The floating tensors with elements in what a network returned: tensors in dicts, lists and tuples.
 
+    >>> import torch
     >>> [tuple(tensor.shape) for tensor in float_tensors({'logits': torch.zeros(2, 3), 'more': [torch.arange(4)]})]
     [(2, 3)]
     """
