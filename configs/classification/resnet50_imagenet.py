@@ -1,4 +1,4 @@
-"""ResNet-50 (of mmdet) on ImageNet-1k: checkpoints with torchvision's names of weights load, and mmpretrain's."""
+"""ResNet-50 (of mmdet) on ImageNet-1k, with the names of weights that torchvision and mmpretrain use."""
 
 _base_ = ['_base_/runtime.py', '_base_/imagenet.py']
 
