@@ -5,25 +5,10 @@ python tools/train.py configs/riem/gfl_riem_digits_integers.py --work-dir tuned 
 python tools/compress.py configs/riem/gfl_riem_digits_integers.py tuned/epoch_2.pth --out tuned.riem
 """
 
-_base_ = '../demo/gfl_r18_fpn_digits.py'
+_base_ = '_base_/gfl_digits_2e.py'
 
 model = dict(type='mmriem.RieMGFL', riem=dict(representation='lattice', integers='straight_through'))
 # an integer changes where its real number has moved by a half: far longer steps than for norms and biases
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3, weight_decay=0.0), paramwise_cfg=dict(custom_keys={'riem': dict(lr_mult=15.0)})
 )
-max_epochs = 2
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_epochs,
-        eta_min=1e-6,
-        begin=0,
-        end=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-]
-default_hooks = dict(strict_load=dict(type='mmriem.StrictLoadHook'))
