@@ -26,7 +26,7 @@ from .errors import RiemError
 from .journal import Journal
 from .lattice import Lattice, Problem
 from .manifest import Source
-from .parallel import Crew, Task, run_all
+from .parallel import Crew, Task, one_thread, run_all
 from .piece import Encoded, Piece, unpacked
 from .probe import Probe
 from .pullback import Metric, each_metric, parts
@@ -396,12 +396,8 @@ class _Job:
                     record = pieces[view.name].record(view)
                     stored = record or store(view.name, self.state_dict[view.name])
                     parameters[view.name].copy_(stored.decode())
-            before = torch.get_num_threads()
-            torch.set_num_threads(1)  # sums do not depend on how many threads there are
-            try:
+            with one_thread():
                 recalibrate(compressed, self._on_device(self.model), self.probe)
-            finally:
-                torch.set_num_threads(before)
         weights = {key for view in self.views for key in (view.name, *view.aliases)}
         mended: dict[str, Tensor] = {}
         shared: dict[tuple[int, torch.Size], Tensor] = {}

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from .container import WeightRecord
 from .errors import RiemError
 from .matrix_free import Factor, State, UnmadeWeight
-from .parallel import Task, run_all
+from .parallel import Task, one_thread, run_all
 from .quantise import STATE_BITS
 from .representation import Progress, Representation, get_representation, representation_names
 from .surgery import WeightView, find_weights, parameter_owners
@@ -224,7 +224,8 @@ class WeightStates(nn.Module):
         if self.needs_fit(tensor):
             matrix = self.view.to_matrix(tensor.detach()).to(self.values.device)
             try:
-                encoded = kind.fit(matrix, dict(settings), effort=self._effort, progress=progress)
+                with one_thread():
+                    encoded = kind.fit(matrix, dict(settings), effort=self._effort, progress=progress)
             except RiemError as error:
                 raise RiemError(f'{key}: {error}') from error
             setattr(tensor, FITTED, (self._identity(tensor), encoded))
