@@ -418,9 +418,10 @@ class _Job:
         tasks: Sequence[Task],
         on_progress: OnProgress | None = None,
         on_result: Callable[[Piece], None] | None = None,
+        crew: Crew | None = None,
     ) -> Pieces:
-        """The pieces that the tasks make, and their seconds under that stage."""
-        made = self.crew.run(tasks, Piece.to_bytes, Piece.from_bytes, on_progress, on_result)
+        """The pieces that the tasks make, by the crew of the job or another one, and their seconds under that stage."""
+        made = (crew or self.crew).run(tasks, Piece.to_bytes, Piece.from_bytes, on_progress, on_result)
         for task, piece in zip(tasks, made):
             self.seconds[task.name][stage] += piece.seconds
         return {task.name: piece for task, piece in zip(tasks, made)}
@@ -529,7 +530,8 @@ class _Job:
             work = lambda _, view=view, step=step: solve(view, step)  # noqa: E731
             cost = math.prod(view.shape) * view.matrix_shape[1]
             tasks.append(Task(view.name, cost, work, self.owners[view.name], f'solve {view.name} {step.hex()}'))
-        return self._run('solve', tasks, on_progress, self._counter())
+        # column by column in small steps that hold the interpreter lock: two threads take longer than one
+        return self._run('solve', tasks, on_progress, self._counter(), replace(self.crew, threads=1))
 
     def _written(self, pieces: Pieces, on_progress: OnProgress | None = None) -> Pieces:
         """Lattices as the file holds them: with the digests of the decoded weights, and dense where that is smaller."""

@@ -50,16 +50,16 @@ def main() -> None:
     torch.set_num_threads(1)
     root, count = Path(sys.argv[1]), int(sys.argv[2])
     (root / 'whole').mkdir()
-    started = time.monotonic()
     assert os.waitpid(start(root / 'whole'), 0)[1] == 0
-    seconds = time.monotonic() - started
     expected, every = (root / 'whole' / 'net.riem').read_bytes(), len(pieces(root / 'whole'))
     generator, results = random.Random(0), []
     for number in range(count):
         folder = root / str(number)
         folder.mkdir()
-        child = start(folder)
-        time.sleep(generator.uniform(0, 1.1 * seconds))
+        child, wanted, latest = start(folder), generator.randrange(every), time.monotonic() + 60
+        while len(pieces(folder)) < wanted and time.monotonic() < latest:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         before = pieces(folder)
