@@ -14,9 +14,10 @@ from .core import compress as pipeline
 from .core import container
 from .core.compress import Compressed, OnProgress, Settings
 from .core.errors import RiemError
-from .core.images import MEAN, STD, procedural_images
+from .core.images import MEAN, PLAIN, STD, Style, procedural_images
 from .core.manifest import Source
 from .core.probe import ImageProbe, Probe, batch_size, image_count
+from .core.styles import choose_style, few_images
 
 __all__ = ['compress', 'load', 'save']
 
@@ -135,13 +136,23 @@ def _probe(
     else:
         given = {'input_size': input_size, 'mean': mean, 'std': std}
         told = getattr(model, 'pretrained_cfg', None) or {}  # of timm
-        probe = _procedural(*(told.get(name) if value is None else value for name, value in given.items()), seed)
+        size, mean, std = (told.get(name) if value is None else value for name, value in given.items())
+        probe = _procedural(size, mean, std, seed)
+        _require_run(model, probe)
+        few = few_images(size[2], size[1])
+        style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style))
+        return _procedural(size, mean, std, seed, style=style)
     _require_run(model, probe)
     return probe
 
 
 def _procedural(
-    input_size: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None, seed: int
+    input_size: Sequence[int] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    seed: int,
+    count: int = 0,
+    style: Style = PLAIN,
 ) -> Probe:
     if input_size is None:
         raise RiemError(
@@ -154,12 +165,18 @@ def _procedural(
             'give inputs instead'
         )
     channels, height, width = input_size
-    count = image_count(width, height)
-    images = procedural_images(count, height, width, seed).float() / 255
+    count = count or image_count(width, height)
+    images = procedural_images(count, height, width, seed, style).float() / 255
     images = images.mean(1, keepdim=True) if channels == 1 else images
     shift = _per_channel('mean', MEAN if mean is None else mean, channels)
     scale = _per_channel('std', STD if std is None else std, channels)
-    said = {'kind': 'procedural', 'seed': seed, 'size': [width, height], 'count': count}
+    said = {
+        'kind': 'procedural',
+        'seed': seed,
+        'size': [width, height],
+        'count': count,
+        'style': style.describe(),
+    }
     return ImageProbe((images - shift) / scale, batch_size(width, height), said)
 
 

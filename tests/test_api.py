@@ -16,6 +16,7 @@ from torch import nn
 import mmriem
 from mmriem.classification import LeNet5, VisionTransformer
 from mmriem.core.errors import RiemError
+from mmriem.core.styles import DEFAULT
 
 
 def network(channels=3):
@@ -42,7 +43,8 @@ def test_three_lines(tmp_path):
     images = torch.randn(4, 3, 8, 8)
     wanted, found = model.eval()(images), loaded(images)
     assert (wanted - found).norm() < 0.1 * wanted.norm()
-    assert compressed.archive.settings['images'] == {'kind': 'procedural', 'seed': 0, 'size': [8, 8], 'count': 256}
+    said = {'kind': 'procedural', 'seed': 0, 'size': [8, 8], 'count': 256}
+    assert compressed.archive.settings['images'] == {**said, 'style': DEFAULT.describe()}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mmriem.classification import normalised, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
-from mmriem.core.images import procedural_images
+from mmriem.core.images import Style, procedural_images
 from mmriem.core.probe import ImageProbe, Probe
+from mmriem.core.styles import choose_style, few_images
 
 __all__ = ['Classifier', 'Detector', 'Network', 'build_network']
 
@@ -89,11 +90,14 @@ class Classifier(Network):
 
     def probe(self) -> Probe:
         """See `Network`."""
-        images = procedural_images(PROBE_IMAGES, *IMAGE_SIZE)
-        return ImageProbe(
-            normalised(images.permute(0, 2, 3, 1)),
-            description={'kind': 'procedural', 'seed': 0, 'count': PROBE_IMAGES, 'size': IMAGE_SIZE},
-        )
+        few = few_images(*IMAGE_SIZE)
+        return _leaves(choose_style(self.original(), lambda style: _leaves(style, few)))
+
+
+def _leaves(style: Style, count: int = PROBE_IMAGES) -> Probe:
+    said = {'kind': 'procedural', 'seed': 0, 'count': count, 'size': IMAGE_SIZE, 'style': style.describe()}
+    images = procedural_images(count, *IMAGE_SIZE, style=style)
+    return ImageProbe(normalised(images.permute(0, 2, 3, 1)), description=said)
 
 
 @dataclass(frozen=True)
@@ -131,9 +135,9 @@ class Detector(Network):
 
     def probe(self) -> Probe:
         """See `Network`."""
-        from mmriem.engine.probe import DetectorProbe
+        from mmriem.engine.probe import build_probe
 
-        return DetectorProbe(self._config())
+        return build_probe(self._config(), self.original())
 
     def _config(self) -> Any:
         from mmengine.config import Config

@@ -6,6 +6,9 @@ statistics of natural images (Lee, Mumford and Huang, "Occlusion models for natu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +29,31 @@ GRAIN = 0.02
 """Standard deviation of the noise of a pixel, full range 1."""
 
 
-def procedural_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+@dataclass(frozen=True)
+class Style:
+    """How the leaves look.
+
+    Attributes:
+        scale: they are drawn so many times larger and averaged down, which makes edges soft.
+        colour: share of the colour that stays; 0 is grey.
+        contrast: least and most contrast of an image, 1 as drawn.
+        light: added to each pixel, full range 1.
+    """
+
+    scale: int = 1
+    colour: float = 1.0
+    contrast: tuple[float, float] = (1.0, 1.0)
+    light: float = 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """For the file and the report; JSON-able."""
+        return {'scale': self.scale, 'colour': self.colour, 'contrast': list(self.contrast), 'light': self.light}
+
+
+PLAIN = Style()
+
+
+def procedural_images(count: int, height: int, width: int, seed: int = 0, style: Style = PLAIN) -> Tensor:
     """``count`` dead-leaves images, uint8 ``(count, 3, height, width)``; image ``k`` depends on ``(seed, k)`` alone.
 
     Raises:
@@ -34,17 +61,25 @@ def procedural_images(count: int, height: int, width: int, seed: int = 0) -> Ten
     """
     if min(count, height, width) < 1:
         raise RiemError(f'procedural images: expected sizes of 1 and more, found {count} of {height} x {width}')
-    images = [_image(height, width, np.random.default_rng((seed, number))) for number in range(count)]
+    images = [_image(height, width, style, np.random.default_rng((seed, number))) for number in range(count)]
     return torch.from_numpy(np.stack(images))
 
 
-def _image(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    image = np.empty((3, height, width), np.float32)
+def _image(height: int, width: int, style: Style, rng: np.random.Generator) -> np.ndarray:
+    image = np.empty((3, style.scale * height, style.scale * width), np.float32)
     image[:] = rng.uniform(0, 1, (3, 1, 1))
     for _ in range(SHAPES):
         _draw_leaf(image, rng)
     image += rng.normal(0, GRAIN, image.shape)
-    return (image * 255).round().clip(0, 255).astype(np.uint8)
+    if style.scale > 1:
+        image = image.clip(0, 1).reshape(3, height, style.scale, width, style.scale).mean((2, 4))
+    if style.colour < 1:
+        grey = image.mean(0)
+        image = grey + style.colour * (image - grey)
+    if style.contrast != (1.0, 1.0):
+        mean = image.mean()
+        image = mean + rng.uniform(*style.contrast) * (image - mean)
+    return ((image + style.light) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def _draw_leaf(image: np.ndarray, rng: np.random.Generator) -> None:

@@ -170,6 +170,8 @@ def compress_detector(
     states = make_dense(model)
     is_trained = bool(states) and not settings.has_budget
     has_images = metric == PULLBACK and not is_trained
+    if on_progress and has_images:
+        on_progress(0.0, 'images')
     probe = build_probe(cfg, model, image_count, settings.seed, images) if has_images else None
     identity = _identity(cfg, read.sha256, settings, metric, probe, device)
     journal = _begun(outputs, workers, identity, start_over=force and not resume)

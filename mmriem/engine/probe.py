@@ -19,9 +19,10 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images import procedural_images
+from mmriem.core.images import PLAIN, Style, procedural_images
 from mmriem.core.probe import COUNTS as IMAGE_COUNTS
 from mmriem.core.probe import MAX_BATCH, MAX_PIXELS, Probe, batch_size, float_tensors, image_count
+from mmriem.core.styles import choose_style, few_images
 
 __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
 
@@ -45,10 +46,15 @@ def build_probe(
 ) -> ConfigProbe:
     """The probe that suits a model: a `DetectorProbe` for detectors of mmdet's kind, else an `OutputProbe`.
 
-    Arguments and errors are those of `ConfigProbe`.
+    Procedural images have the style that suits its norms, see `mmriem.core.styles`. Arguments and errors are those of
+    `ConfigProbe`.
     """
     kind = DetectorProbe if hasattr(model, 'add_pred_to_datasample') else OutputProbe
-    return kind(config, count, seed, folder)
+    if folder is not None:
+        return kind(config, count, seed, folder)
+    few = few_images(*kind(config, 1, seed).describe()['size'])
+    style = choose_style(model, lambda style: kind(config, few, seed, style=style))
+    return kind(config, count, seed, style=style)
 
 
 class ConfigProbe(Probe):
@@ -59,6 +65,7 @@ class ConfigProbe(Probe):
         count: number of images; 0: by their size, or all of the folder up to the same number.
         seed: of the procedural images.
         folder: use these images instead.
+        style: of the procedural images.
 
     Raises:
         RiemError: no test pipeline or no size in it, a negative count, or a folder without images.
@@ -67,15 +74,22 @@ class ConfigProbe(Probe):
     counts = IMAGE_COUNTS
     most_at_once = MAX_BATCH
 
-    def __init__(self, config: Config, count: int = 0, seed: int = 0, folder: str | os.PathLike | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        count: int = 0,
+        seed: int = 0,
+        folder: str | os.PathLike | None = None,
+        style: Style = PLAIN,
+    ) -> None:
         if count < 0:
             raise RiemError(f'--image-count {count}: expected 0 (by their size) or more')
         init_default_scope(config.get('default_scope', 'mmdet'))
         steps, (width, height) = self._sized(config, procedural=folder is None)
         wanted = count or image_count(width, height, self.counts)
         if folder is None:
-            self._images = list(procedural_images(wanted, height, width, seed))
-            said = {'kind': 'procedural', 'seed': seed, 'size': [width, height]}
+            self._images = list(procedural_images(wanted, height, width, seed, style))
+            said = {'kind': 'procedural', 'seed': seed, 'size': [width, height], 'style': style.describe()}
         else:
             self._images = _files(folder)[:wanted]
             said = {'kind': 'folder', 'folder': Path(folder).name}

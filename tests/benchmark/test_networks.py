@@ -3,6 +3,7 @@ import torch
 
 from mmriem.benchmark.networks import build_network
 from mmriem.core.errors import RiemError
+from mmriem.core.styles import DEFAULT
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def test_classifier_has_the_weights_of_its_checkpoint(entry, classifier_data):
     assert all(torch.equal(found[key], stored[key]) for key in stored)
     assert 0 <= network.accuracy(stored) <= 100
     probe = network.probe()
-    assert probe.describe() == {'kind': 'procedural', 'seed': 0, 'count': probe.images, 'size': (32, 32)}
+    said = {'kind': 'procedural', 'seed': 0, 'count': probe.images, 'size': (32, 32)}
+    assert probe.describe() == {**said, 'style': DEFAULT.describe()}  # its norms are fresh
     (logits,) = probe.run(network.original(), 0, 2)
     assert logits.shape == (2, 10)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images import procedural_images
+from mmriem.core.images import PLAIN, Style, procedural_images
 
 
 @pytest.mark.parametrize(('count', 'height', 'width'), [(1, 1, 1), (3, 20, 33), (2, 40, 7)])
@@ -74,3 +74,31 @@ def test_neighbouring_pixels_are_alike_and_edges_are_sharp(large):
     steps = (large[..., 1:] - large[..., :-1]).abs()
     assert float(steps.median()) < 0.05
     assert float((steps > 0.3).double().mean()) > 0.002
+
+
+@pytest.mark.parametrize('style', [PLAIN, Style(scale=3, colour=0.4, contrast=(0.3, 1.0), light=0.1)])
+def test_an_image_of_a_style_depends_on_the_seed_and_its_number_alone(style):
+    images = procedural_images(3, 20, 24, seed=5, style=style)
+    assert images.shape == (3, 3, 20, 24) and images.dtype == torch.uint8
+    assert torch.equal(procedural_images(2, 20, 24, seed=5, style=style), images[:2])
+    assert not torch.equal(procedural_images(3, 20, 24, seed=6, style=style), images)
+
+
+def test_what_a_style_changes(large):
+    def made(**style):
+        return procedural_images(6, 128, 128, style=Style(**style)).double() / 255
+
+    def colourfulness(images):
+        return float((images - images.mean(1, keepdim=True)).std())
+
+    def roughness(images):
+        return float((images[..., 1:] - images[..., :-1]).square().mean().sqrt() / images.std())
+
+    assert colourfulness(made(colour=0.4)) == pytest.approx(0.4 * colourfulness(large), rel=0.02)
+    assert (made(colour=0.4).mean(1) - large.mean(1)).abs().mean() < 0.002
+    assert float(made(colour=0).std(1).max()) == 0
+    assert roughness(made(scale=2)) < 0.9 * roughness(large)
+    spread = made(contrast=(0.3, 1.0)).std((1, 2, 3)) / large.std((1, 2, 3))
+    assert 0.29 < float(spread.min()) < 0.7 < float(spread.max()) < 1.01
+    assert (made(contrast=(0.5, 0.5)).mean((1, 2, 3)) - large.mean((1, 2, 3))).abs().max() < 0.01
+    assert (made(colour=0, light=0.1) - made(colour=0)).median() == pytest.approx(0.1, abs=0.01)

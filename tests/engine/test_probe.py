@@ -10,8 +10,9 @@ from mmengine.config import Config
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images import procedural_images
+from mmriem.core.images import PLAIN, procedural_images
 from mmriem.core.pullback import collect
+from mmriem.core.styles import DEFAULT
 from mmriem.core.surgery import find_weights
 from mmriem.engine import read_checkpoint
 from mmriem.engine.checkpoint import load_into
@@ -160,7 +161,8 @@ def test_procedural_images_reach_the_detector():
     """In the order of channels in which files are read, which does not matter to them."""
     config = pipeline(dict(type='Resize', scale=(48, 32)))
     probe, seen = seen_by(config, count=3, seed=7)
-    assert probe.describe() == {'kind': 'procedural', 'seed': 7, 'size': [48, 32], 'count': 3}
+    said = {'kind': 'procedural', 'seed': 7, 'size': [48, 32], 'count': 3}
+    assert probe.describe() == {**said, 'style': PLAIN.describe()}
     assert torch.equal(torch.cat(seen), procedural_images(3, 32, 48, seed=7).float())
 
 
@@ -365,7 +367,7 @@ def test_the_floats_of_mode_tensor_are_the_outputs(channels):
     assert type(probe) is OutputProbe and logits.shape == (2, 5) and logits.requires_grad
     (seen,) = model.data_preprocessor.seen
     assert seen.shape == (2, channels, 16, 24) and seen.dtype == torch.uint8
-    expected = procedural_images(3, 16, 24, 4)[1:]
+    expected = procedural_images(3, 16, 24, 4, DEFAULT)[1:]
     if channels == 3:
         assert torch.equal(seen, expected)
     else:  # blue counts least

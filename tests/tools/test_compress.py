@@ -15,6 +15,7 @@ import torch
 from mmriem.core import container
 from mmriem.core.compress import DEFAULT_ERRORS
 from mmriem.core.journal import Journal
+from mmriem.core.styles import DEFAULT
 from mmriem.engine import read_checkpoint
 
 
@@ -297,7 +298,7 @@ def test_a_size(compress, tmp_path, arguments, least, most):
     else:
         assert sources == {'inputs'} and report['totals']['predicted_error'] > 0
         images = {'kind': 'procedural', 'seed': 0, 'size': [64, 64], 'count': 4}
-        assert report['settings']['images'] == images
+        assert report['settings']['images'] == {**images, 'style': DEFAULT.describe()}
     assert 'lattice' in representations if 'auto' in arguments else representations == {'lattice'}
     assert report['settings']['recalibration'] == ('--no-recalibration' not in arguments)
     assert container.read(tmp_path / 'o.riem').settings == report['settings']
