@@ -134,10 +134,9 @@ class Published:
 
     def _evaluate(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         metric, b, w = self.parameters[2:5]
-        rows = (-(q @ metric.reshape(-1, metric.shape[-1]).T + b.reshape(-1))).clamp_(-80, 80).exp_()
-        columns = (-(p @ self._columns().T)).clamp_(-80, 80).exp_()
-        torch.mul(rows[:, None], columns, out=self._sigmoids)
-        return self._sigmoids.add_(1).reciprocal_(), w.repeat(len(metric))
+        rows = q @ metric.reshape(-1, metric.shape[-1]).T + b.reshape(-1)
+        sums = torch.add(rows[:, None], p @ self._columns().T, out=self._sigmoids)
+        return sums.sigmoid_(), w.repeat(len(metric))
 
     def _residual(self, sigmoids: Tensor, mixing: Tensor) -> Tensor:
         return self.parameters[5] + sigmoids @ mixing - self.matrix
