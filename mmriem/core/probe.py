@@ -39,7 +39,7 @@ class Probe(ABC):
 
     Attributes:
         images: number of images.
-        batch: images that are run at a time where their order does not matter.
+        batch: most images that are run at a time where their order does not matter.
     """
 
     images: int
@@ -58,8 +58,11 @@ class Probe(ABC):
         """What the file and the report say of the images; JSON-able."""
 
     def batches(self) -> list[tuple[int, int]]:
-        """``(first, last)`` of every batch."""
-        return [(first, min(first + self.batch, self.images)) for first in range(0, self.images, self.batch)]
+        """``(first, last)`` of every batch: about equal ones, and of several an even number where that can be."""
+        count = -(-self.images // self.batch)
+        if count > 1:
+            count = min(count + count % 2, self.images)
+        return [(number * self.images // count, (number + 1) * self.images // count) for number in range(count)]
 
 
 def float_tensors(output: Any) -> Iterator[Tensor]:

@@ -590,11 +590,15 @@ def test_recalibration_changes_norms_and_biases_and_can_be_left_out(name, classi
 
 
 def test_recalibration_makes_the_error_smaller(classifier):
-    errors = [
-        relative_error(decoded_model(run(classifier, probe=images(), bits=1.7, recalibration=chosen)), classifier)
+    """In the mean over rates: at a single one the rounding may have luck."""
+    with_, without = (
+        [
+            relative_error(decoded_model(run(classifier, probe=images(), bits=bits, recalibration=chosen)), classifier)
+            for bits in (1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
+        ]
         for chosen in (True, False)
-    ]
-    assert errors[0] < errors[1]
+    )
+    assert sum(with_) < 0.95 * sum(without)
 
 
 def test_what_recalibration_writes_takes_no_more_bytes_than_was_planned():

@@ -32,7 +32,7 @@ class RecordingProbe(ImageProbe):
 
     def run(self, model, first, last):
         found = super().run(model, first, last)
-        self.outputs[first] = found[0].detach()
+        self.outputs[first, last] = found[0].detach()
         return found
 
 
@@ -41,8 +41,8 @@ def metrics(model, images, batch=8, **options):
     probe = RecordingProbe(images, batch)
     found = collect(model, every_weight(model), probe, **options)
     with torch.no_grad():
-        for first, output in probe.outputs.items():
-            torch.testing.assert_close(output, model.eval()(images[first : first + batch]), rtol=1e-4, atol=1e-5)
+        for (first, last), output in probe.outputs.items():
+            torch.testing.assert_close(output, model.eval()(images[first:last]), rtol=1e-4, atol=1e-5)
     return found
 
 
@@ -111,7 +111,8 @@ def brute_force(model, images, batch, columns):
     """
     blocks, rows, energy = 0.0, 0.0, 0.0
     weight = model.layer.weight
-    for number, part in enumerate(images.split(batch)):
+    for number, (first, last) in enumerate(ImageProbe(images, batch).batches()):
+        part = images[first:last]
         with torch.no_grad():
             output = model(part).double()
         scale = output.std() * (output.numel() / len(part)) ** 0.5
