@@ -30,7 +30,7 @@ from .parallel import Crew, Task, one_thread, run_all
 from .piece import Encoded, Piece, unpacked
 from .probe import Probe
 from .pullback import Metric, each_metric, parts
-from .recalibration import mended_keys, recalibrate
+from .recalibration import OBSERVER, mended_keys, observe, recalibrate
 from .representation import Representation, get_representation, representation_names
 from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_vectors, find_weights
 from .vectors import LEAST_PRECISION, precision_for
@@ -199,9 +199,12 @@ def compress(
     )
     pieces = job.fit_lattices() if settings.has_lattices else job.fit_planned()
     if crew.workers.rank:
+        if job.mends and crew.workers.rank == OBSERVER:
+            with one_thread():
+                observe(job.on_device(model), probe, crew)
         return None
     pieces = job.unpacked(pieces)
-    kept = job.recalibrated(pieces) if probe is not None and settings.recalibration else state_dict
+    kept = job.recalibrated(pieces) if job.mends else state_dict
     archive = job.final_archive(pieces, kept)
     report = _report(archive, model, pieces, job)
     report['totals']['wall_seconds'] = time.perf_counter() - started
@@ -298,8 +301,8 @@ class _Job:
                 )
         self.elements = sum(math.prod(view.shape) for view in views)
         self._vectors = find_vectors(model, settings.include, settings.exclude)
-        mends = probe is not None and settings.recalibration
-        self._planned = _as_if_mended(state_dict, mended_keys(model)) if mends else state_dict
+        self.mends = probe is not None and settings.recalibration
+        self._planned = _as_if_mended(state_dict, mended_keys(model)) if self.mends else state_dict
         self.scale: float | None = None
         self.limit = math.inf
         self.turns = 0
@@ -389,7 +392,7 @@ class _Job:
         """The state dict with norms and biases that suit the decoded weights; the weights are the original ones."""
         self._stage('recalibrate')(0.0, 'norms and biases')
         with self._timed('recalibrate'):
-            compressed = self._on_device(self.model)
+            compressed = self.on_device(self.model)
             parameters = dict(compressed.named_parameters(remove_duplicate=False))
             with torch.no_grad():
                 for view in self.views:
@@ -397,7 +400,7 @@ class _Job:
                     stored = record or store(view.name, self.state_dict[view.name])
                     parameters[view.name].copy_(stored.decode())
             with one_thread():
-                recalibrate(compressed, self._on_device(self.model), self.probe)
+                recalibrate(compressed, self.on_device(self.model), self.probe, self.crew)
         weights = {key for view in self.views for key in (view.name, *view.aliases)}
         mended: dict[str, Tensor] = {}
         shared: dict[tuple[int, torch.Size], Tensor] = {}
@@ -409,7 +412,8 @@ class _Job:
         self._stage('recalibrate')(1.0, 'norms and biases')
         return {**self.state_dict, **mended}
 
-    def _on_device(self, model: nn.Module) -> nn.Module:
+    def on_device(self, model: nn.Module) -> nn.Module:
+        """A copy of the model where fits and the probe run."""
         return copy.deepcopy(model).to(self.device).eval()
 
     def _run(
@@ -457,7 +461,7 @@ class _Job:
         if b'new' in every:
             own = dict.fromkeys(own, b'')
             metrics = each_metric(
-                self._on_device(self.model),
+                self.on_device(self.model),
                 self.views,
                 self.probe,
                 self.crew,
@@ -816,7 +820,7 @@ def layer_cost(view: WeightView, settings: Settings) -> float:
         return fit
     widths = [part.stop - part.start for part in parts(columns)]
     factor = 3e-11 * sum(width**3 for width in widths)
-    cancel = 5e-11 * sum(rows * width**2 for width in widths) + 2.4e-7 * rows * columns + 4e-5 * columns
+    cancel = 5e-11 * sum(rows * width**2 for width in widths) + 2.4e-7 * rows * columns + 4e-5 * columns + 0.012
     return factor + cancel + (fit if settings.representation == AUTO else 0.0)
 
 

@@ -5,21 +5,37 @@ channel and the compressed one ``m'`` and ``v'``, a BatchNorm is told of an inpu
 bias of any other layer takes the difference of the means. Only differences between the two networks enter, so the
 images need not have the statistics of the real ones. Layers are mended in the order in which they run, each on the
 inputs that the mended ones before it give.
+
+The original runs beside the compressed network, in another process or thread, where there is one: it tells the
+statistics of each layer as they come, and the compressed network waits for those of the layer that it is at.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Optional
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from .errors import RiemError
+from .parallel import Crew
 from .probe import Probe
+from .workers import join, split
 
+OBSERVER = 1
+"""Rank of the process that runs the original, of several."""
+FEW_IMAGES = 2
+"""Images that tell beforehand how often each layer is called; a loop over images calls it twice."""
 MAX_IMAGES = 64
 """Images that run at once, all in one batch, because a layer must be mended before the next one runs."""
 GAINS = (1 / 3, 3.0)
@@ -38,42 +54,165 @@ class _Statistics:
 
     @classmethod
     def of(cls, values: Tensor, channel: int) -> _Statistics:
-        flat = values.detach().movedim(channel, 0).flatten(1)
-        return cls(flat.mean(1), flat.var(1, unbiased=False), flat.shape[1])
+        values = values.detach()
+        others = [place for place in range(values.dim()) if place != channel % values.dim()]
+        mean = values.mean(others, keepdim=True)
+        variance = (values - mean).square_().mean(others)
+        return cls(mean.flatten(), variance, values.numel() // len(variance))
+
+    def to(self, device: torch.device) -> _Statistics:
+        return _Statistics(self.mean.to(device), self.variance.to(device), self.count)
+
+
+_See = Callable[[str, nn.Module, _Statistics], Optional[Tensor]]
+
+
+@dataclass
+class _Observed:
+    """What the original tells of one call of a layer.
+
+    Attributes:
+        name: of the layer.
+        is_once: whether a few images have called it exactly once: then it is mended as it runs, else after all calls.
+        statistics: of this call.
+    """
+
+    name: str
+    is_once: bool
+    statistics: _Statistics
+
+    def to_bytes(self) -> bytes:
+        tensors = {'mean': self.statistics.mean, 'variance': self.statistics.variance}
+        numbers = {'count': torch.tensor(self.statistics.count), 'is once': torch.tensor(self.is_once)}
+        return join([self.name.encode(), safetensors.torch.save({**tensors, **numbers})])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> _Observed:
+        name, packed = split(data)
+        found = safetensors.torch.load(packed)
+        statistics = _Statistics(found['mean'], found['variance'], int(found['count']))
+        return cls(name.decode(), bool(found['is once']), statistics)
+
+
+class _Original:
+    """What the original has told, which is waited for only as far as it is asked for."""
+
+    def __init__(self, told: Iterator[bytes]) -> None:
+        self._told = told
+        self._once: dict[str, _Statistics] = {}
+        self._every: dict[str, list[_Statistics]] = {}
+
+    def once(self, name: str) -> _Statistics | None:
+        """The statistics by which a layer is mended as it runs; None where it is mended later, or not at all."""
+        while name not in self._every and self._listen():
+            pass
+        return self._once.get(name)
+
+    def every(self) -> dict[str, list[_Statistics]]:
+        """Those of all calls of each layer."""
+        while self._listen():
+            pass
+        return self._every
+
+    def _listen(self) -> bool:
+        data = next(self._told, None)
+        if data is None:
+            return False
+        observed = _Observed.from_bytes(data)
+        self._every.setdefault(observed.name, []).append(observed.statistics)
+        if observed.is_once:
+            self._once.setdefault(observed.name, observed.statistics)
+        return True
+
+
+def recalibrate(model: nn.Module, reference: nn.Module, probe: Probe, crew: Crew | None = None) -> None:
+    """Mend the norms and biases of ``model``, the compressed form of ``reference``, in place.
+
+    The result does not depend on the crew. Of several processes the first one calls this, and that of rank
+    ``OBSERVER`` calls :func:`observe`.
+
+    Raises:
+        Interrupted: the other process is gone.
+    """
+    crew = crew or Crew()
+    if crew.workers.size > 1:
+        _recalibrate(model, reference, probe, iter(lambda: crew.workers.receive(OBSERVER), b''))
+    elif crew.threads > 1:
+        _recalibrate_beside(model, reference, probe)
+    else:
+        told: list[bytes] = []
+        _observe(reference, probe, told.append)
+        _recalibrate(model, reference, probe, iter(told))
+
+
+def observe(reference: nn.Module, probe: Probe, crew: Crew) -> None:
+    """Run the original and tell the first process the statistics of each layer as they come, then nothing more."""
+    _observe(reference, probe, lambda data: crew.workers.post(data, 0))
+    crew.workers.post(b'', 0)
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, reference: nn.Module, probe: Probe) -> None:
-    """Mend the norms and biases of ``model``, the compressed form of ``reference``, in place."""
+def _observe(reference: nn.Module, probe: Probe, tell: Callable[[bytes], None]) -> None:
     last = min(probe.images, MAX_IMAGES)
-    original: dict[str, list[_Statistics]] = {}
+    calls: Counter[str] = Counter()
+    with _watching(reference, lambda name, module, statistics: calls.update([name])):
+        probe.run(reference, 0, min(FEW_IMAGES, last))
 
-    def remember(name: str, module: nn.Module, statistics: _Statistics) -> None:
-        original.setdefault(name, []).append(statistics)
+    def see(name: str, module: nn.Module, statistics: _Statistics) -> None:
+        tell(_Observed(name, calls[name] == 1, statistics).to_bytes())
 
-    with _watching(reference, remember):
+    with _watching(reference, see):
         probe.run(reference, 0, last)
+
+
+def _recalibrate_beside(model: nn.Module, reference: nn.Module, probe: Probe) -> None:
+    """The original runs in a thread of its own."""
+    told: SimpleQueue[bytes] = SimpleQueue()
+    stop = threading.Event()
+
+    def tell(data: bytes) -> None:
+        if stop.is_set():
+            raise RiemError('stopped')
+        told.put(data)
+
+    def listen() -> Iterator[bytes]:
+        yield from iter(told.get, b'')
+        observed.result()  # the end may be that of an error
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        observed = pool.submit(_observe, reference, probe, tell)
+        observed.add_done_callback(lambda _: told.put(b''))
+        try:
+            _recalibrate(model, reference, probe, listen())
+        finally:
+            stop.set()
+
+
+@torch.no_grad()
+def _recalibrate(model: nn.Module, reference: nn.Module, probe: Probe, told: Iterator[bytes]) -> None:
+    original = _Original(told)
     references = dict(reference.named_modules())
-    later: dict[str, list[_Statistics]] = {}
+    found: dict[str, list[_Statistics]] = {}
 
     def mend(name: str, module: nn.Module, statistics: _Statistics) -> Tensor | None:
-        expected = original.get(name, [])
-        if len(expected) == 1:
-            return _mend(module, references[name], expected[0], statistics)
-        later.setdefault(name, []).append(statistics)
-        return None
+        found.setdefault(name, []).append(statistics)
+        expected = original.once(name)
+        if expected is None or len(found[name]) > 1:
+            return None
+        return _mend(module, references[name], expected, statistics)
 
     with _watching(model, mend):
-        probe.run(model, 0, last)
+        probe.run(model, 0, min(probe.images, MAX_IMAGES))
     modules = dict(model.named_modules())
-    for name, found in later.items():  # shared by several calls: mended by what all of them say
-        expected = original.get(name, [])
-        if len(found) == len(expected):
-            _mend(modules[name], references[name], _pooled(expected), _pooled(found))
+    for name, expected in original.every().items():
+        its = found.get(name, [])
+        if original.once(name) is None and len(its) == len(expected):  # mended by what all calls say
+            _mend(modules[name], references[name], _pooled(expected), _pooled(its))
 
 
 def _mend(module: nn.Module, reference: nn.Module, expected: _Statistics, found: _Statistics) -> Tensor | None:
     """Change norm or bias; returns what is to be added to each channel of the output, None for a norm."""
+    expected = expected.to(found.mean.device)
     if not isinstance(module, _BatchNorm):
         difference = expected.mean - found.mean
         module.bias += difference
@@ -115,7 +254,7 @@ def _mended(module: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def _watching(model: nn.Module, see: Callable[[str, nn.Module, _Statistics], Tensor | None]) -> Iterator[None]:
+def _watching(model: nn.Module, see: _See) -> Iterator[None]:
     """Call ``see`` with the input statistics of each BatchNorm and the output statistics of each layer with a bias."""
     hooks = []
 

@@ -14,7 +14,7 @@ _LENGTH = struct.Struct('<Q')
 class Workers:
     """The processes of a compression, as one of them sees them.
 
-    Every process makes the same calls in the same order.
+    Every process makes the same calls of :meth:`exchange` and :meth:`gather` in the same order.
 
     Attributes:
         rank: number of this process; 0 is the one that writes.
@@ -39,6 +39,22 @@ class Workers:
             Interrupted: a process is gone.
         """
         return [data]
+
+    def post(self, data: bytes, to: int) -> None:
+        """Give another process what it :meth:`receive`s, without waiting for it.
+
+        Raises:
+            Interrupted: the processes cannot be reached.
+        """
+        raise NotImplementedError('one process alone has no other')
+
+    def receive(self, sender: int) -> bytes:
+        """What that process has posted to this one, in that order, one at a time; waits for it.
+
+        Raises:
+            Interrupted: the other process is gone.
+        """
+        raise NotImplementedError('one process alone has no other')
 
 
 def share_out(costs: Sequence[float], size: int) -> list[int]:

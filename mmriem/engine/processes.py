@@ -1,8 +1,8 @@
 """Several processes of one compression, on one machine or many, through torch.distributed with gloo.
 
-They meet before each exchange of results. A process that has not been heard of for a while is taken as lost, and the
-others stop with an error that says so, instead of waiting for ever: each one counts up a heartbeat in the store that
-they share, beside its work, however long that takes.
+They meet before each exchange of results; small messages from one to another go through the store that they share. A
+process that has not been heard of for a while is taken as lost, and the others stop with an error that says so, instead
+of waiting for ever: each one counts up a heartbeat in the store, beside its work, however long that takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -32,6 +33,8 @@ BEAT = 1.0
 """Seconds between two heartbeats."""
 PATIENCE = 30.0
 """Seconds without one after which a process is lost."""
+LONGEST_PAUSE = 0.01
+"""Seconds between two looks for what another process does, at most."""
 TRANSFER = 300.0
 """Seconds that processes may take to find each other, and that one transfer may take."""
 _STARTERS = {
@@ -57,6 +60,7 @@ class Processes(Workers):
         self.rank, self.size = rank, size
         self._store, self._patience = store, patience
         self._meetings = 0
+        self._messages: Counter[tuple[int, int]] = Counter()
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -92,6 +96,18 @@ class Processes(Workers):
                 parts.append(tensor.numpy().tobytes())
         return parts
 
+    def post(self, data: bytes, to: int) -> None:
+        with self._guarded():
+            self._store.set(self._next_message(self.rank, to), data)
+
+    def receive(self, sender: int) -> bytes:
+        with self._guarded():
+            key = self._next_message(sender, self.rank)
+            self._wait_for(key, sender)
+            data = self._store.get(key)
+            self._store.delete_key(key)
+        return data
+
     def fail(self, reason: str) -> None:
         """Tell the others that this process ends, and why."""
         with suppress(RuntimeError):  # the store may be gone, and the others with it
@@ -121,8 +137,14 @@ class Processes(Workers):
         Raises:
             Interrupted: one of them does not.
         """
-        try:
+        with self._guarded():
             self._meet()
+            yield
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Errors of torch.distributed as what they mean: that another process is gone."""
+        try:
             yield
         except RiemError:
             raise
@@ -136,11 +158,21 @@ class Processes(Workers):
         meeting, self._meetings = self._meetings, self._meetings + 1
         self._store.set(f'here {meeting} {self.rank}', b'')
         for rank in range(self.size):
-            pause = 0.001
-            while not self._store.check([f'here {meeting} {rank}']):
-                self._look_after(rank)
-                time.sleep(pause)
-                pause = min(2 * pause, 0.1)
+            self._wait_for(f'here {meeting} {rank}', rank)
+
+    def _next_message(self, sender: int, to: int) -> str:
+        """Key of the next message from one process to the other."""
+        number = self._messages[sender, to]
+        self._messages[sender, to] += 1
+        return f'message {sender} {to} {number}'
+
+    def _wait_for(self, key: str, rank: int) -> None:
+        """Wait until that process has set the key."""
+        pause = 0.001
+        while not self._store.check([key]):
+            self._look_after(rank)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _look_after(self, rank: int) -> None:
         if self._store.check(['failed']):

@@ -1,6 +1,10 @@
 """Norms and biases that make up for what compression has moved, and nothing else."""
 
 import copy
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -8,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmriem.core import recalibration
+from mmriem.core.parallel import Crew
 from mmriem.core.probe import ImageProbe
-from mmriem.core.recalibration import recalibrate
+from mmriem.core.recalibration import OBSERVER, observe, recalibrate
+from mmriem.core.workers import Workers
 
 
 def randn(*shape, seed=0):
@@ -248,6 +254,182 @@ def test_pooled_statistics_are_those_of_all_calls_together():
     torch.testing.assert_close(pooled.variance, variance)
 
 
+@pytest.mark.parametrize(('shape', 'channel'), [((5, 4), -1), ((5, 4), 1), ((2, 3, 6), -1), ((2, 6, 5, 3), 1)])
+def test_statistics_of_a_channel_over_everything_else(shape, channel):
+    values = 2 * randn(*shape) + 100
+    found = recalibration._Statistics.of(values, channel)
+    mean, variance = moments([values.double()], channel)
+    torch.testing.assert_close(found.mean.double(), mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.variance.double(), variance, rtol=1e-4, atol=0)
+    assert found.count == values.numel() // len(mean)
+
+
+class Loop(nn.Module):
+    """A head that sees one image at a time, or as many as ``chunk``."""
+
+    def __init__(self, chunk=1):
+        super().__init__()
+        self.chunk = chunk
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.head = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return torch.cat([self.head(part) for part in self.stem(x).split(self.chunk)])
+
+
+def test_a_loop_over_images_is_mended_by_all_of_them():
+    reference = seeded(Loop)
+    worse = copy.deepcopy(reference)
+    with torch.no_grad():
+        worse.stem.weight.add_(0.1)
+        worse.head.bias.add_(torch.linspace(-1, 1, 4))
+    mended = recalibrated(worse, reference)
+    torch.testing.assert_close(mended(IMAGES).mean((0, 2, 3)), reference(IMAGES).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_few_images_call_once_is_mended_by_its_first_call():
+    reference = seeded(lambda: Loop(4))
+    worse = perturbed(reference)
+    mended, short = recalibrated(worse, reference), recalibrated(worse, reference, IMAGES[:4])
+    assert not torch.equal(mended.head.bias, worse.head.bias)
+    expected, found = (outputs_of(model)['head'][0] for model in (reference, mended))
+    torch.testing.assert_close(moments([found])[0], moments([expected])[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(outputs_of(short, IMAGES[:4])['stem'][0], outputs_of(short)['stem'][0][:4])
+
+
+# ---- the original beside it
+
+
+class Other(nn.Module):
+    """Two layers in an order that depends on the weights, and one that is left out in one of the orders."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        if self.two.weight.mean() > 0:
+            return self.norm(self.two(self.three(self.one(x))))
+        return self.norm(self.one(self.two(x)))
+
+
+def turned(model, number=1):
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter += 0.1 * number
+        changed.two.weight.neg_()
+    return changed
+
+
+class Pair(Workers):
+    """One of two threads that post to each other."""
+
+    size = 2
+
+    def __init__(self, rank, queues):
+        self.rank, self.queues = rank, queues
+
+    def post(self, data, to):
+        assert isinstance(data, bytes)
+        self.queues[self.rank, to].put(data)
+
+    def receive(self, sender):
+        return self.queues[sender, self.rank].get(timeout=60)
+
+
+def in_a_thread(model, reference, probe):
+    recalibrate(model, reference, probe, Crew(2))
+
+
+def in_a_process(model, reference, probe):
+    queues = defaultdict(SimpleQueue)
+    with ThreadPoolExecutor(1) as pool:
+        observed = pool.submit(observe, copy.deepcopy(reference), probe, Crew(1, Pair(OBSERVER, queues)))
+        recalibrate(model, reference, probe, Crew(1, Pair(0, queues)))
+        observed.result()
+    assert all(queue.empty() for queue in queues.values())
+
+
+@pytest.mark.parametrize('beside', [in_a_thread, in_a_process])
+@pytest.mark.parametrize('make', [Net, Tokens, Shared, Loop, lambda: Loop(4), Other])
+def test_the_same_with_the_original_beside_it(make, beside):
+    reference = seeded(make)
+    pairs = [(perturbed(reference), reference)]
+    if make is Other:
+        pairs = [(turned(reference), reference), (reference, turned(reference))]
+    for worse, original in pairs:
+        alone, mended = recalibrated(worse, original), copy.deepcopy(worse)
+        beside(mended, original, ImageProbe(IMAGES))
+        changed = [
+            key for key, tensor in worse.state_dict().items() if not torch.equal(tensor, alone.state_dict()[key])
+        ]
+        assert changed
+        for key, tensor in alone.state_dict().items():
+            assert torch.equal(mended.state_dict()[key], tensor), key
+
+
+class Failing(ImageProbe):
+    """Cannot run one of the models at the last image."""
+
+    def __init__(self, images, culprit):
+        super().__init__(images)
+        self.culprit = culprit
+
+    def run(self, model, first, last):
+        found = super().run(model, first, last)
+        if model is self.culprit and last == self.images:
+            raise ValueError('broken image')
+        return found
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+@pytest.mark.parametrize('fails', ['original', 'compressed'])
+def test_an_error_of_either_network_is_told(threads, fails):
+    reference = seeded(Other)
+    worse = turned(reference)
+    probe = Failing(IMAGES, reference if fails == 'original' else worse)
+    with pytest.raises(ValueError, match='broken image'):
+        recalibrate(worse, reference, probe, Crew(threads))
+
+
+def test_the_original_stops_where_the_compressed_network_fails():
+    failed, ran = threading.Event(), []
+
+    class Waiting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+            self.is_original = True
+
+        def forward(self, x):
+            x = self.one(x)
+            if len(x) > recalibration.FEW_IMAGES:
+                if not self.is_original:
+                    raise ValueError('broken network')
+                assert failed.wait(60)
+                x = self.two(x)
+                ran.append('three')
+                x = self.three(x)
+            return x
+
+    class Telling(ImageProbe):
+        def run(self, model, first, last):
+            try:
+                return super().run(model, first, last)
+            except ValueError:
+                threading.Timer(0.2, failed.set).start()  # by then the original is told to stop
+                raise
+
+    reference = seeded(Waiting)
+    broken = copy.deepcopy(reference)
+    broken.is_original = False
+    with pytest.raises(ValueError, match='broken network'):
+        recalibrate(broken, reference, Telling(torch.ones(5, 3)), Crew(2))
+    assert failed.is_set() and not ran
+
+
 # ---- nothing else
 
 
@@ -271,15 +453,17 @@ def test_weights_flags_hooks_and_the_original_stay(make):
     assert [p.requires_grad for p in worse.parameters()] == [p.requires_grad for p in before.parameters()]
 
 
-def test_hooks_go_when_the_probe_fails():
+@pytest.mark.parametrize('threads', [1, 2])
+def test_hooks_go_when_the_probe_fails(threads):
     class Broken(ImageProbe):
         def run(self, model, first, last):
             raise ValueError('broken image')
 
-    model = seeded(Net)
+    model, reference = seeded(Net), seeded(Net)
     with pytest.raises(ValueError, match='broken image'):
-        recalibrate(model, copy.deepcopy(model), Broken(IMAGES))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        recalibrate(model, reference, Broken(IMAGES), Crew(threads))
+    for module in (*model.modules(), *reference.modules()):
+        assert not module._forward_hooks and not module._forward_pre_hooks
 
 
 def test_no_more_images_than_fit_at_once(monkeypatch):
@@ -294,4 +478,4 @@ def test_no_more_images_than_fit_at_once(monkeypatch):
     recalibrate(model, copy.deepcopy(model), Counting(IMAGES, batch=2))
     monkeypatch.setattr(recalibration, 'MAX_IMAGES', 5)
     recalibrate(model, copy.deepcopy(model), Counting(IMAGES, batch=2))
-    assert seen == [(0, 16)] * 2 + [(0, 5)] * 2
+    assert seen == [(0, 2), (0, 16), (0, 16), (0, 2), (0, 5), (0, 5)]

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -20,10 +21,16 @@ from mmriem.core.workers import Workers, join, share_out, split
 
 
 class Threads(Workers):
-    """One of several workers; all share the barrier and the table."""
+    """One of several workers; all share the barrier, the table and the queues."""
 
-    def __init__(self, rank, size, barrier, table):
-        self.rank, self.size, self.barrier, self.table = rank, size, barrier, table
+    def __init__(self, rank, size, barrier, table, queues):
+        self.rank, self.size, self.barrier, self.table, self.queues = rank, size, barrier, table, queues
+
+    def post(self, data, to):
+        self.queues[self.rank, to].put(data)
+
+    def receive(self, sender):
+        return self.queues[sender, self.rank].get(timeout=60)
 
     def exchange(self, data):
         assert isinstance(data, bytes)
@@ -41,10 +48,11 @@ class Threads(Workers):
 def together(size, work):
     """What `work` returns in each of the workers; an error of one ends all."""
     barrier, table = threading.Barrier(size, timeout=60), [b''] * size
+    queues = {(sender, to): SimpleQueue() for sender in range(size) for to in range(size)}
 
     def run(rank):
         try:
-            return work(Threads(rank, size, barrier, table))
+            return work(Threads(rank, size, barrier, table, queues))
         except BaseException:
             barrier.abort()
             raise
@@ -118,7 +126,7 @@ def test_predicted_cost_grows_with_every_size(representation):
 
     assert 0 < cost(64, 64) < cost(128, 64) < cost(128, 128) < cost(128, 12_544)
     if representation == 'lattice':  # blocks of columns bound the cost of a wide matrix
-        assert cost(128, 4 * 6144) == pytest.approx(4 * cost(128, 6144))
+        assert cost(128, 4 * 6144) == pytest.approx(4 * cost(128, 6144), rel=0.01)
     assert cost(256, 256) < layer_cost(WeightView('w', (256, 256)), Settings(representation='auto', bits=3.0)) * 1.001
 
 
@@ -137,6 +145,7 @@ def test_predicted_cost_grows_with_every_size(representation):
         {'representation': 'sigmoid', 'bits': 14.0, 'images': None},
         {'bits': 3.0, 'images': None},
         {'bits': 3.0, 'images': IMAGES[:1]},
+        {'bits': 3.0, 'recalibration': False},
     ],
     ids=str,
 )

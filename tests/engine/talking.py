@@ -24,6 +24,24 @@ def talk(workers):
     return first, second, third
 
 
+def posted(workers):
+    """Messages come in their order, large and empty ones too, and are not waited for by who sends them."""
+    messages = [b'1', bytes(500_000), b'', b'22']
+    for message in messages if workers.rank == 1 else ():
+        for to in (0, 2):
+            workers.post(message, to)
+    workers.exchange(b'')
+    return [] if workers.rank == 1 else [len(workers.receive(1)) for _ in messages]
+
+
+def mute(workers):
+    """One process is killed before it has posted all that another one waits for."""
+    if workers.rank == 1:
+        workers.post(b'one', 0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [workers.receive(1).decode() for _ in range(2 if workers.rank == 0 else 0)]
+
+
 def slow(workers):
     """Longer than the patience, but alive."""
     if workers.rank == 1:
@@ -82,7 +100,7 @@ def process(folder: Path, rank: int, port: str, scenario) -> None:
 
 def main() -> None:
     """Run all scenarios, one after the other."""
-    folder, scenarios = Path(sys.argv[1]), [talk, slow, killed, first_killed, stopped, failed, terminated]
+    folder, scenarios = Path(sys.argv[1]), [talk, posted, mute, slow, killed, first_killed, stopped, failed, terminated]
     for port, scenario in zip(sys.argv[2:], scenarios):
         children = []
         for rank in range(SIZE):

@@ -14,7 +14,7 @@ from mmriem.core.errors import RiemError
 from mmriem.core.workers import Workers
 from mmriem.engine.processes import joined
 
-SCENARIOS = ('talk', 'slow', 'killed', 'first_killed', 'stopped', 'failed', 'terminated')
+SCENARIOS = ('talk', 'posted', 'mute', 'slow', 'killed', 'first_killed', 'stopped', 'failed', 'terminated')
 
 
 def free_ports(count):
@@ -49,6 +49,15 @@ def test_everything_arrives(results):
     for rank, (first, second, third) in enumerate(results['talk']):
         assert first == ['', '1', '22'] and third == ['end'] * 3
         assert second == ([0, 100_000, 200_000] if rank == 1 else [])
+
+
+def test_messages_arrive_in_their_order(results):
+    assert results['posted'] == [[1, 500_000, 0, 2], [], [1, 500_000, 0, 2]]
+
+
+def test_who_waits_for_a_message_of_a_killed_process_misses_it(results):
+    found = results['mute']
+    assert found[1] is None and 'process 1 of 3 is lost' in found[0] and '--resume' in found[0]
 
 
 def test_who_takes_long_is_waited_for(results):
