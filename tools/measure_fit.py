@@ -159,14 +159,24 @@ def compare_published(matrix: Tensor, steps: int) -> None:
             spent = time.process_time() - started
             error, rounded = recipe.errors()
             print(f'published, {done:7,} steps: {error:.2f} dB, 8-bit states {rounded:.2f} dB, {spent:.1f} s of CPU')
-    budget = payload_bits(tuple(matrix.shape), PAPER)
+    shape = tuple(matrix.shape)
+    for name, wanted, budget in (
+        ('8-bit states', rounded, payload_bits(shape, PAPER)),
+        ('float states, a third of their bytes', error, 32 * parameter_count(shape, PAPER) // 3),
+    ):
+        print(f'to the error with {name}, {wanted:.2f} dB:')
+        reach(matrix, wanted, budget, spent)
+
+
+def reach(matrix: Tensor, wanted: float, budget: int, spent: float) -> None:
+    """Print fits of at most ``budget`` bits until one has the error that is wanted (dB), and their share of ``spent``."""
     settings = Sigmoid.configure(tuple(matrix.shape), budget)
     for effort in (1, 1.5, 2, 3, 4, 6):
         begun = time.process_time()
         found = decibels(matrix, Sigmoid.fit(matrix, settings, effort=effort).decode())
         own = time.process_time() - begun
         print(f'{budget // 8:,} bytes, effort {effort}: {found:.2f} dB in {own:.2f} s of CPU, 1 / {spent / own:.0f}')
-        if found <= rounded:
+        if found <= wanted:
             break
 
 
