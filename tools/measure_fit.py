@@ -2,7 +2,7 @@
 
 python tools/measure_fit.py                                      # a synthetic 128 x 256 matrix
 python tools/measure_fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint
-python tools/measure_fit.py --published 63096                    # the published recipe, and the fit to its error
+python tools/measure_fit.py --published 200000                   # the published recipe, and the fit to its error
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def compare_published(matrix: Tensor, steps: int) -> None:
 
 
 def reach(matrix: Tensor, wanted: float, budget: int, spent: float) -> None:
-    """Print fits of at most ``budget`` bits until one has the error that is wanted (dB), and their share of ``spent``."""
+    """Print fits of at most ``budget`` bits until one has the wanted error (dB), and the share of ``spent``."""
     settings = Sigmoid.configure(tuple(matrix.shape), budget)
     for effort in (1, 1.5, 2, 3, 4, 6):
         begun = time.process_time()
