@@ -16,6 +16,7 @@ from .core.compress import Compressed, OnProgress, Settings
 from .core.errors import RiemError
 from .core.images import MEAN, PLAIN, STD, Style, procedural_images
 from .core.manifest import Source
+from .core.parallel import Crew
 from .core.probe import ImageProbe, Probe, batch_size, image_count
 from .core.styles import choose_style, few_images
 
@@ -68,7 +69,8 @@ def compress(
     except TypeError as error:
         known = ', '.join(Settings.__dataclass_fields__)
         raise RiemError(f'compress: {error}; the settings are {known}') from error
-    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.seed)
+    threads = threads or os.cpu_count() or 1
+    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.seed, Crew(threads))
     return pipeline.compress(
         model,
         chosen,
@@ -76,7 +78,7 @@ def compress(
         source=Source(type(model).__name__, _digest(model)),
         probe=probe,
         device=str(device),
-        threads=threads or os.cpu_count() or 1,
+        threads=threads,
         on_progress=on_progress,
     )
 
@@ -121,6 +123,7 @@ def _probe(
     inputs: Tensor | None,
     metric: str,
     seed: int,
+    crew: Crew,
 ) -> Probe | None:
     given = [name for name, value in (('input_size', input_size), ('inputs', inputs)) if value is not None]
     if metric == 'identity':
@@ -140,7 +143,7 @@ def _probe(
         probe = _procedural(size, mean, std, seed)
         _require_run(model, probe)
         few = few_images(size[2], size[1])
-        style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style))
+        style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), crew)
         return _procedural(size, mean, std, seed, style=style)
     _require_run(model, probe)
     return probe

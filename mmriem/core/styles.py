@@ -8,6 +8,8 @@ style is sought whose statistics come nearest, which takes no data (compare Yin 
 
 from __future__ import annotations
 
+import copy
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .images import Style
-from .parallel import one_thread
+from .parallel import Crew, Task
 from .probe import Probe
 
 DEFAULT = Style(colour=0.4)
@@ -36,28 +38,37 @@ COUNTS = (2, 64)
 """Least and most images of one style that are run."""
 
 
-def choose_style(model: nn.Module, probe_of: Callable[[Style], Probe]) -> Style:
+def choose_style(model: nn.Module, probe_of: Callable[[Style], Probe], crew: Crew | None = None) -> Style:
     """The style whose images are most like those that the network was trained with, as far as its norms tell.
 
     Args:
         model: the network; it is not changed.
         probe_of: a probe of a few images of a style, see :func:`few_images`.
+        crew: who works; of several processes each calls this, and all get the same style.
     """
     if not _telling(model):
         return DEFAULT
     distances: dict[Style, float] = {}
-
-    def distance_of(style: Style) -> float:
-        if style not in distances:
-            distances[style] = distance(model, probe_of(style))
-        return distances[style]
-
     best = DEFAULT
-    with one_thread():
-        for _ in range(ROUNDS):
-            for attribute, values in CHOICES.items():
-                best = min((replace(best, **{attribute: value}) for value in values), key=distance_of)
+    for _ in range(ROUNDS):
+        for attribute, values in CHOICES.items():
+            styles = [replace(best, **{attribute: value}) for value in values]
+            new = [style for style in styles if style not in distances]
+            distances.update(zip(new, _distances(model, new, probe_of, crew or Crew())))
+            best = min(styles, key=distances.__getitem__)
     return best
+
+
+def _distances(model: nn.Module, styles: list[Style], probe_of: Callable[[Style], Probe], crew: Crew) -> list[float]:
+    owners = crew.owners([1.0] * len(styles))
+    tasks = [
+        Task('images', 1.0, lambda _, style=style: distance(model, probe_of(style)), owner)
+        for style, owner in zip(styles, owners)
+    ]
+    return crew.run(tasks, _NUMBER.pack, lambda data: _NUMBER.unpack(data)[0])
+
+
+_NUMBER = struct.Struct('<d')
 
 
 def few_images(width: int, height: int) -> int:
@@ -82,15 +93,10 @@ def distance(model: nn.Module, probe: Probe) -> float:
         if values.shape[1] > 1:
             found.append(_divergence(values, norm).mean())
 
-    training = [(module, module.training) for module in model.modules()]
-    hooks = [norm.register_forward_pre_hook(see) for norm in _telling(model)]
-    try:
-        probe.run(model.eval(), 0, probe.images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in training:
-            module.training = mode
+    own = copy.deepcopy(model).eval()
+    for norm in _telling(own):
+        norm.register_forward_pre_hook(see)
+    probe.run(own, 0, probe.images)
     return float(torch.stack(found).mean()) if found else float('inf')
 
 

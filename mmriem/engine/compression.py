@@ -24,6 +24,7 @@ from mmriem.core.errors import Interrupted, RiemError
 from mmriem.core.journal import Journal
 from mmriem.core.live import holds_states, make_dense
 from mmriem.core.manifest import Source
+from mmriem.core.parallel import Crew
 from mmriem.core.workers import Workers
 from mmriem.version import __version__
 from mmriem.visualization import report_page
@@ -172,7 +173,8 @@ def compress_detector(
     has_images = metric == PULLBACK and not is_trained
     if on_progress and has_images:
         on_progress(0.0, 'images')
-    probe = build_probe(cfg, model, image_count, settings.seed, images) if has_images else None
+    crew = Crew(threads, workers)
+    probe = build_probe(cfg, model, image_count, settings.seed, images, crew) if has_images else None
     identity = _identity(cfg, read.sha256, settings, metric, probe, device)
     journal = _begun(outputs, workers, identity, start_over=force and not resume)
     try:

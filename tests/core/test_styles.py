@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mmriem.core.images import PLAIN, Style, procedural_images
+from mmriem.core.parallel import Crew
 from mmriem.core.probe import ImageProbe
 from mmriem.core.styles import DEFAULT, choose_style, distance
 
@@ -75,3 +76,10 @@ def test_the_distance_is_the_divergence_of_normal_distributions():
     held = [torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(1.0, 2.0)]
     expected = sum(float(torch.distributions.kl_divergence(a, b)) for a, b in zip(seen, held)) / 2
     assert distance(norm, ImageProbe(images)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_the_style_does_not_depend_on_the_threads(network, threads):
+    model = trained(network, Style(colour=0.2, light=0.1))
+    alone = choose_style(model, probe_of)
+    assert choose_style(model, probe_of, Crew(threads)) == alone != DEFAULT
