@@ -24,16 +24,16 @@ networks = [
         settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice(*rates)},
     )
     for name, rates in (
-        ('resnet20', (1.0, 1.5, 1.9, 2.0, 2.1, 2.2, 2.3, 3.0, 4.0)),
-        ('resnet56', (1.0, 1.5, 1.7, 1.9, 2.0, 3.0, 4.0)),
+        ('resnet20', (1.0, 1.5, 1.7, 1.9, 2.0, 2.1, 2.2, 2.4, 3.0, 4.0)),
+        ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.6, 1.7, 1.9, 3.0, 4.0)),
     )
 ]
 networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
-        ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': lattice(1.0, 2.0, 3.0, 4.0, 4.2, 4.4)}),
-        ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.5, 0.53, 0.7, 0.8, 1.0, 1.5, 2.0)}),
-        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.6, 0.7, 1.0, 2.0, 4.0)}),
+        ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': lattice(1.0, 2.0, 3.0, 3.6, 4.0, 4.4)}),
+        ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.53, 0.7, 1.0, 1.5, 2.0)}),
+        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.7, 1.0, 2.0, 4.0)}),
     )
 ]
 networks += [

@@ -10,7 +10,10 @@ def schedule(epochs, rate, factor):
         'train_cfg.max_epochs': epochs,
         'train_cfg.val_interval': 100,
         'optim_wrapper.optimizer': dict(type='AdamW', lr=rate, weight_decay=0.0),
-        'optim_wrapper.paramwise_cfg': dict(custom_keys={'riem': dict(lr_mult=factor)}),
+        'optim_wrapper.paramwise_cfg': dict(
+            custom_keys={'riem': dict(lr_mult=factor)},
+            bypass_duplicate=True,  # heads share layers between levels
+        ),
         'param_scheduler': [
             dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
             dict(type='CosineAnnealingLR', T_max=epochs, end=epochs, by_epoch=True, convert_to_iter_based=True),
@@ -49,12 +52,12 @@ runs = [
         **detectors[detector],
     )
     for detector, kind, bits, epochs, options in (
-        ('gfl', 'integers', 1.2, 1, digits(1000)),
+        ('gfl', 'integers', 1.2, 2, digits(2000)),
         ('gfl', 'integers', 0.5, 1, digits(1000)),
         ('gfl', 'steps', 0.5, 1, digits(500)),
         ('swin', 'integers', 1.2, 1, digits(1000)),
         ('swin', 'integers', 0.5, 1, digits(1000)),
-        ('retinanet', 'integers', 0.5, 2, bccd),
-        ('bccd_swin', 'integers', 0.4, 2, bccd),
+        ('retinanet', 'integers', 0.3, 2, bccd),
+        ('bccd_swin', 'integers', 0.3, 3, bccd),
     )
 ]
