@@ -44,6 +44,8 @@ SHRINKAGES = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 2.0**24)
 """Choices for the weight of the mean, in symbols, against what was decoded."""
 FIXED = SHRINKAGES[-1]
 """The choice that leaves the mean as it is."""
+SPAN = 1 << 16
+"""Integers whose signs are looked up at a time, so that these stay in the cache."""
 WINDOWS = (1, 2, 4, 16, 64)
 """Choices for how many integers of a vector predict the next."""
 
@@ -51,6 +53,7 @@ _BITS_24 = stream.model.Uniform(1 << 24)
 _TOO_LARGE = 'integer stream: expected integers of 32 bits, found a larger one; the file is damaged'
 _STEP_BITS = STEPS.bit_length() - 1
 _LOW = np.array([*range(DIRECT), *(half << (e - 1) for e in range(4, 32) for half in (2, 3))], np.uint32)
+_add = np.add.reduce
 _EXTRA = np.array([0] * DIRECT + [e - 1 for e in range(4, 32) for _ in range(2)], np.uint8)
 
 
@@ -80,12 +83,8 @@ class _Writer:
         self._calls: list[tuple[np.ndarray, object]] = []
 
     def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
-        self._calls.append((symbols, model))
+        self._calls.append((symbols.astype(np.int32, copy=False), model))
         return symbols
-
-    def symbols(self, tokens: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Tokens, uint8, in that order, to be coded."""
-        return tokens[order].astype(np.int32)
 
     def payload(self) -> bytes:
         coder = stream.stack.AnsCoder()
@@ -106,10 +105,6 @@ class _Reader:
 
     def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
         return self._coder.decode(model, len(symbols))
-
-    def symbols(self, tokens: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Room for as many."""
-        return np.empty(len(order), np.uint8)
 
     def finish(self) -> None:
         # a stream that ran out has given zeros only
@@ -137,7 +132,7 @@ def encode(symbols: np.ndarray, period: int = 1) -> bytes:
 
 
 def decode(data: bytes, shape: tuple[int, int], period: int = 1) -> np.ndarray:
-    """The matrix that :func:`encode` was given: int32 of ``shape``.
+    """The matrix that :func:`encode` was given, of ``shape``: int8 where all magnitudes are small, else int32.
 
     Raises:
         RiemError: the bytes are not those of a matrix of this shape and period.
@@ -146,12 +141,21 @@ def decode(data: bytes, shape: tuple[int, int], period: int = 1) -> np.ndarray:
     reader = _Reader(data)
     magnitudes, negative = _read(reader, shape, period)
     reader.finish()
-    if magnitudes.max(initial=0) >= 1 << 31 and (magnitudes > (1 << 31) - 1 + negative.astype(np.uint32)).any():
+    return _signed(magnitudes, negative).reshape(shape)
+
+
+def _signed(magnitudes: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Magnitudes, uint8 or uint32, with their signs, as int8 or int32.
+
+    Raises:
+        RiemError: a number that int32 cannot hold.
+    """
+    minus = negative.astype(magnitudes.dtype, copy=False)
+    if magnitudes.dtype == np.uint32 and (magnitudes > (1 << 31) - 1 + minus).any():
         raise RiemError(_TOO_LARGE)
-    minus, signed = negative.astype(np.int32), magnitudes.view(np.int32)
-    signed ^= -minus
+    signed = magnitudes ^ -minus
     signed += minus
-    return signed.reshape(shape)
+    return signed.view(np.int8 if magnitudes.dtype == np.uint8 else np.int32)
 
 
 def encode_vector(values: np.ndarray) -> bytes:
@@ -206,7 +210,8 @@ def _code_first(coder: _Writer | _Reader, magnitudes: np.ndarray, negative: np.n
     for token in _tokens(magnitudes):
         token = _code_integer(coder, int(token), TOKENS)
         magnitudes |= _LOW[token]
-        _code_bits(coder, np.array([token], np.uint8), magnitudes, negative)
+        signs = negative[: min(token, 1)]
+        signs[:] = _code_bits(coder, np.array([token], np.uint8), magnitudes, signs)
 
 
 def _write(writer: _Writer, magnitudes: np.ndarray, negative: np.ndarray, period: int = 1) -> None:
@@ -220,11 +225,12 @@ def _write(writer: _Writer, magnitudes: np.ndarray, negative: np.ndarray, period
             _code_integer(writer, choice, len(SHRINKAGES))
         planes = np.ascontiguousarray(tokens.reshape(len(tokens), -1, period).transpose(2, 0, 1))
         _code_tokens(writer, planes, choices, largest + 1)
-        _code_bits(writer, tokens.reshape(-1), magnitudes.reshape(-1), negative.reshape(-1))
+        tokens = tokens.reshape(-1)
+        _code_bits(writer, tokens, magnitudes.reshape(-1), _signs_of(tokens, negative.reshape(-1)))
 
 
 def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitudes, uint32, and signs of a matrix, flat."""
+    """Magnitudes, uint32, or uint8 where all of them are small, and signs, uint8, of a matrix, flat."""
     rows, columns = shape
     planes = np.zeros((period, rows, columns // period), np.uint8)
     largest = _code_integer(reader, 0, TOKENS)
@@ -234,10 +240,9 @@ def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndar
     tokens = planes.transpose(1, 2, 0).reshape(-1)
     if largest != (found := int(tokens.max(initial=0))):
         raise RiemError(f'integer stream: expected {largest} as its largest token, found {found}; the file is damaged')
-    magnitudes = tokens.astype(np.uint32) if largest < DIRECT else _LOW[tokens]
-    negative = np.zeros(len(tokens), bool)
-    _code_bits(reader, tokens, magnitudes, negative)
-    return magnitudes, negative
+    magnitudes = tokens if largest < DIRECT else _LOW[tokens]
+    signs = _code_bits(reader, tokens, magnitudes, np.empty(np.count_nonzero(tokens), np.uint8))
+    return magnitudes, _with_signs(tokens, signs)
 
 
 def _choices(rows: int, period: int) -> int:
@@ -322,38 +327,47 @@ def _code_tokens(coder: _Writer | _Reader, planes: np.ndarray, choices: list[int
     period, rows, channels = planes.shape
     model = _Distributions(coder, alphabet)
     column_sums = np.zeros((period, channels))
-    tap_sums, tap_counts = np.zeros(period), np.zeros(period)
+    tap_sums, tap_counts = [0] * period, [0] * period
     for down in _blocks(rows, MOST_ROWS, 2):
         row_sums, strip_sum, strip_count = np.zeros(down.stop - down.start), 0.0, 0
         for across in _blocks(channels, MOST_CHANNELS, 4 if down.start else 2):
             kernel_sums = np.zeros((len(row_sums), across.stop - across.start), np.float32)
+            sums = column_sums[:, across]
             for taps in _tap_groups(period, down.start, across.start, by_kernel):
-                mean = (tap_sums.sum() + 1) / (tap_counts.sum() + 2)
-                tap_scale = (tap_sums / mean + 32) / (tap_counts + 32)
-                seen = np.where(np.arange(period) < taps.start, down.stop, down.start)
-                sums = column_sums[:, across]
+                mean = (sum(tap_sums) + 1) / (sum(tap_counts) + 2)
+                scales = [(total / mean + 32) / (count + 32) for total, count in zip(tap_sums, tap_counts)]
+                seen = [down.stop] * taps.start + [down.start] * (period - taps.start)
                 # the sum of Python adds one row after the other, an order that numpy does not promise for floats
-                channel = (sums.sum(0) + by_channel * mean) / (sum(seen * tap_scale) + by_channel)
-                column = (sums + by_column * tap_scale[:, None] * channel) / (seen[:, None] + by_column)
-                row = np.ones(len(row_sums))
+                weight = sum(count * scale for count, scale in zip(seen, scales)) + by_channel
+                channel = (_add(sums) + by_channel * mean) / weight
+                before = slice(taps.start if by_kernel == FIXED else 0, taps.stop)
+                column = sums[before] + np.array([[by_column * scale] for scale in scales[before]]) * channel
+                column /= np.array([[count + by_column] for count in seen[before]])
+                column = column.astype(np.float32)
                 if strip_sum:
                     row = (row_sums * (down.stop * strip_count / strip_sum) + by_row) / (strip_count + by_row)
-                row, column = row.astype(np.float32)[:, None], column.astype(np.float32)
-                expected = row * column[taps, None, :]
+                    row = row.astype(np.float32)[:, None]
+                else:
+                    row = np.ones((len(row_sums), 1), np.float32)
+                expected = row * column[taps.start - taps.stop :, None]
                 if taps.start and by_kernel != FIXED:
-                    weight = np.float32(by_kernel)
-                    expected *= (kernel_sums + weight) / (row * sum(column[: taps.start]) + weight)
+                    usual = row * sum(column[: taps.start])
+                    usual += np.float32(by_kernel)
+                    expected *= (kernel_sums + np.float32(by_kernel)) / usual
                 tokens = planes[taps, down, across]
                 model.code(tokens, expected)
                 found = tokens.astype(np.int32)
-                row_sums += found.sum((0, 2))
-                kernel_sums += found.sum(0)
-                column_sums[taps, across] += found.sum(1)
-                tap_sums[taps] += found.sum((1, 2))
-                tap_counts[taps] += kernel_sums.size
+                kernels, columns = _add(found, 0, np.int32), _add(found, 1, np.int32)
+                row_sums += _add(kernels, 1, np.int32)
+                if by_kernel != FIXED:
+                    kernel_sums += kernels.astype(np.float32)
+                sums[taps] += columns
+                for tap, total in enumerate(_add(columns, 1).tolist(), taps.start):
+                    tap_sums[tap] += total
+                    tap_counts[tap] += kernels.size
                 # of the columns that this strip has, all rows down to its end
-                strip_sum += float(column_sums[taps, across].sum())
-                strip_count += len(tokens) * kernel_sums.shape[1]
+                strip_sum += float(_add(sums[taps], None))
+                strip_count += columns.size
 
 
 def _blocks(count: int, largest: int, growth: int) -> Iterator[slice]:
@@ -393,43 +407,39 @@ class _Distributions:
     def code(self, tokens: np.ndarray, expected: np.ndarray) -> None:
         """Codes tokens, uint8, whose expected magnitudes are float32 of the same shape; a reader fills them in."""
         classes = _classes(expected).reshape(-1)
-        order = np.argsort(classes, kind='stable')
-        sizes = np.bincount(classes, minlength=CLASSES)
-        used = np.flatnonzero(sizes)
-        beside = self._counts[used] + self._counts[used + 2]
-        frequencies = UNIT * self._counts[used + 1] + UNIT // 4 * beside + self._prior[used]
-        flat = self._coder.symbols(tokens.reshape(-1), order)
-        start = 0
-        for number, size, frequency in zip(used + 1, sizes[used].tolist(), frequencies):
-            part = self._coder.code(flat[start : start + size], _categorical(frequency))
-            self._counts[number] += np.bincount(part, minlength=self._alphabet)
-            flat[start : start + size] = part
-            start += size
-        restored = np.empty(len(flat), np.uint8)
-        restored[order] = flat
-        tokens[...] = restored.reshape(tokens.shape)
+        flat = tokens.reshape(-1)
+        first, last = int(np.minimum.reduce(classes)), int(np.maximum.reduce(classes))
+        counts = self._counts[first : last + 3]
+        frequencies = UNIT * counts[1:-1] + UNIT // 4 * (counts[:-2] + counts[2:]) + self._prior[first : last + 1]
+        for number, frequency in enumerate(frequencies, first):
+            where = (classes == number).nonzero()[0] if first < last else slice(None)
+            symbols = flat[where]
+            if len(symbols):
+                part = self._coder.code(symbols, stream.model.Categorical(frequency, perfect=False))
+                self._counts[number + 1] += np.bincount(part, minlength=self._alphabet)
+                flat[where] = part.astype(np.uint8)
+        tokens[...] = flat.reshape(tokens.shape)
 
 
 def _classes(expected: np.ndarray) -> np.ndarray:
     """Classes of expected magnitudes, float32 to uint8: the exponent and the leading bits of the float."""
-    classes = (expected.view(np.int32) >> 23 - _STEP_BITS) - STEPS * (127 + OCTAVES[0])
-    return np.minimum(np.maximum(classes, 0), CLASSES - 1).astype(np.uint8)
-
-
-def _categorical(frequencies: np.ndarray) -> object:
-    """Frequencies are whole numbers in float64, so that their sum is exact."""
-    return stream.model.Categorical(frequencies, perfect=False)
+    classes = expected.view(np.int32) >> 23 - _STEP_BITS
+    classes -= STEPS * (127 + OCTAVES[0])
+    np.maximum(classes, 0, out=classes)
+    np.minimum(classes, CLASSES - 1, out=classes)
+    return classes.astype(np.uint8)
 
 
 def _code_integer(coder: _Writer | _Reader, value: int, count: int) -> int:
     """Codes one of ``0 .. count - 1``, all as likely."""
-    return int(coder.code(np.array([value], np.int32), stream.model.Uniform(count))[0])
+    return int(coder.code(np.array([value]), stream.model.Uniform(count))[0])
 
 
-def _code_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndarray, negative: np.ndarray) -> None:
-    """Codes what the tokens leave open, one bit each: the lower bits of large magnitudes, and signs.
+def _code_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Codes what the tokens leave open, one bit each: the lower bits of large magnitudes, and signs, which it returns.
 
-    All are flat: tokens uint8, magnitudes uint32, ``negative`` bool; a reader fills in the latter two.
+    All are flat: tokens uint8, magnitudes uint32 where any is large, which a reader fills in, and a sign of 0 or 1 for
+    each token above 0.
     """
     large = np.flatnonzero(tokens >= DIRECT)
     width = _EXTRA[tokens[large]]
@@ -437,8 +447,28 @@ def _code_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndar
         which = large[width > place]
         bits = _code_flat(coder, magnitudes[which] >> np.uint32(place) & 1)
         magnitudes[which] |= bits.astype(np.uint32) << np.uint32(place)
-    nonzero = tokens > 0
-    negative[nonzero] = _code_flat(coder, negative[nonzero])
+    return _code_flat(coder, signs)
+
+
+def _nonzero(tokens: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts of the tokens, and where they are above 0 in each: a mask of all of them takes several times as long."""
+    for start in range(0, len(tokens), SPAN):
+        part = slice(start, start + SPAN)
+        yield part, np.flatnonzero(tokens[part] > 0)
+
+
+def _signs_of(tokens: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Of the tokens above 0."""
+    return np.concatenate([negative[part][where] for part, where in _nonzero(tokens)])
+
+
+def _with_signs(tokens: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`_signs_of`, uint8."""
+    negative, start = np.zeros(len(tokens), np.uint8), 0
+    for part, where in _nonzero(tokens):
+        negative[part][where] = signs[start : start + len(where)]
+        start += len(where)
+    return negative
 
 
 def _code_flat(coder: _Writer | _Reader, bits: np.ndarray) -> np.ndarray:

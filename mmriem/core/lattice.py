@@ -51,6 +51,8 @@ LARGEST_CODE = 1 << 10
 BLOCK = 128
 """Columns between two updates of all later ones."""
 MAX_PERIOD = 1 << 12
+DECODED = 1 << 16
+"""Weights that are computed at a time, in float64, so that these stay in the cache."""
 SEARCH_TURNS = 24
 """Steps that a fit to a budget of its own tries."""
 _HEADER = struct.Struct('<fII')  # step, bytes of the row exponents, bytes of the column exponents
@@ -123,7 +125,7 @@ class Lattice(Representation):
     @property
     def codes(self) -> np.ndarray:
         """The integers ``(out, in)``, int32."""
-        return self._codes
+        return self._codes.astype(np.int32, copy=False)
 
     def settings(self) -> dict[str, Any]:
         return {'period': self._period, **({'octave': self._octave} if self._octave != OCTAVE else {})}
@@ -162,10 +164,15 @@ class Lattice(Representation):
         return lattice
 
     def decode(self) -> Tensor:
-        rows = self._step * powers_of_two(self._rows, self._octave)
-        weight = rows[:, None] * powers_of_two(self._columns, self._octave) * self._codes
+        rows = self._step * powers_of_two(self._rows, self._octave)[:, None]
+        columns = powers_of_two(self._columns, self._octave)
+        weight = np.empty(self.shape, np.float32)
+        height = max(1, DECODED // self.shape[1])
         with np.errstate(over='ignore'):  # the container refuses what is not finite
-            return torch.from_numpy(weight.astype(np.float32))
+            for start in range(0, len(weight), height):
+                part = slice(start, start + height)
+                weight[part] = rows[part] * columns * self._codes[part]
+        return torch.from_numpy(weight)
 
     def states(self) -> dict[str, Tensor]:
         """The common step is shared out to rows and columns: training moves both by about the same share."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mmriem.core import entropy, lattice
 from mmriem.core.errors import RiemError
-from mmriem.core.lattice import DAMPING, DEAD_ZONE, Lattice, Problem
+from mmriem.core.exact import powers_of_two
+from mmriem.core.lattice import DAMPING, DEAD_ZONE, DECODED, Lattice, Problem
 from mmriem.core.representation import get_representation
 
 HEADER = 12
@@ -90,6 +91,18 @@ def test_a_matrix_is_the_product_of_steps_and_integers_rounded_once():
     np.testing.assert_allclose(decoded.numpy(), exact, rtol=2**-23)
     plain = Lattice(made.codes, 0.25, np.zeros(8, np.int32), np.zeros(12, np.int32), 1)
     assert (plain.decode().numpy() == 0.25 * made.codes).all()
+
+
+@pytest.mark.parametrize(('rows', 'columns'), [(2 * DECODED // 700 + 5, 700), (3, DECODED + 1)])
+def test_parts_of_a_large_matrix_decode_as_the_whole(rows, columns):
+    codes = (3 * randn(rows, columns)).round().to(torch.int32).numpy()
+    exponents = [np.arange(count, dtype=np.int32) % 23 - 11 for count in (rows, columns)]
+    made = Lattice(codes, 0.0173, *exponents, 1)
+    by_row, by_column = (powers_of_two(exponent, 4) for exponent in exponents)
+    expected = (float(np.float32(0.0173)) * by_row[:, None] * by_column * codes).astype(np.float32)
+    for lattice_ in (made, Lattice.from_payload(made.shape, made.settings(), made.to_payload())):
+        assert np.array_equal(lattice_.decode().numpy(), expected)
+    assert lattice_.codes.dtype == np.int32
 
 
 def test_the_payload_is_what_it_always_was():
