@@ -140,8 +140,7 @@ def _probe(
         given = {'input_size': input_size, 'mean': mean, 'std': std}
         told = getattr(model, 'pretrained_cfg', None) or {}  # of timm
         size, mean, std = (told.get(name) if value is None else value for name, value in given.items())
-        probe = _procedural(size, mean, std, seed)
-        _require_run(model, probe)
+        _require_run(model, _procedural(size, mean, std, seed, 1))
         few = few_images(size[2], size[1])
         style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), crew)
         return _procedural(size, mean, std, seed, style=style)

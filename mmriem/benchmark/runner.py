@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.core.probe import Probe
 from mmriem.core.surgery import find_weights
 from mmriem.engine.config import with_data_root
 
@@ -94,7 +96,7 @@ class Benchmark:
         settings = entry.pop('settings', {})
         network = build_network(entry)
         checkpoint = hashlib.sha256(Path(network.checkpoint).read_bytes()).hexdigest()
-        reference = network.original()
+        reference, probe = network.original(), functools.cache(network.probe)
         weights = sum(math.prod(view.shape) for view in find_weights(reference))
         torch.set_num_threads(self.threads)
 
@@ -108,8 +110,9 @@ class Benchmark:
         for method in self.methods:
             for setting in settings.get(method['name'], method['settings']):
                 key = {'method': method['type'], 'setting': setting}
+                find = functools.partial(self._measured, network, entry, reference, probe, key)
                 try:
-                    yield finished(method['name'], setting, key, lambda: self._measured(network, entry, reference, key))  # noqa: B023
+                    yield finished(method['name'], setting, key, find)
                 except RiemError as error:
                     self.tell(f'left out: {network.name}, {method["name"]}, {json.dumps(setting)}: {error}')
 
@@ -126,7 +129,12 @@ class Benchmark:
         return cell
 
     def _measured(
-        self, network: Network, entry: Mapping[str, Any], reference: nn.Module, key: Mapping[str, Any]
+        self,
+        network: Network,
+        entry: Mapping[str, Any],
+        reference: nn.Module,
+        probe: Callable[[], Probe],
+        key: Mapping[str, Any],
     ) -> Row:
         """What a file costs and keeps; it is written and read in processes of their own, and then deleted."""
         with TemporaryDirectory() as folder:
@@ -135,10 +143,9 @@ class Benchmark:
             encoding = work({**job, 'setting': key['setting']})
             decoding = work({**job, 'state_dict': str(decoded)})
             size, state_dict = file.stat().st_size, torch.load(decoded, weights_only=True)
-        is_peer, probe = get_method(key['method']).is_peer, network.probe()
         again = None
-        if is_peer and probe is not None:
-            again = network.accuracy(_recalibrated(network, state_dict, reference, probe))
+        if get_method(key['method']).is_peer:
+            again = network.accuracy(_recalibrated(network, state_dict, reference, probe()))
         return {
             'bytes': size,
             'accuracy': network.accuracy(state_dict),
@@ -157,7 +164,7 @@ def _original(network: Network, reference: nn.Module) -> Row:
 
 
 def _recalibrated(
-    network: Network, state_dict: Mapping[str, Tensor], reference: nn.Module, probe: Any
+    network: Network, state_dict: Mapping[str, Tensor], reference: nn.Module, probe: Probe
 ) -> dict[str, Tensor]:
     from mmriem.core.recalibration import recalibrate
 
