@@ -17,7 +17,7 @@ from .core.errors import RiemError
 from .core.images import MEAN, PLAIN, STD, Style, procedural_images
 from .core.manifest import Source
 from .core.parallel import Crew
-from .core.probe import ImageProbe, Probe, batch_size, image_count
+from .core.probe import ImageProbe, Probe, batch_size, image_count, others_batch, others_count
 from .core.styles import choose_style, few_images
 
 __all__ = ['compress', 'load', 'save']
@@ -155,6 +155,7 @@ def _procedural(
     seed: int,
     count: int = 0,
     style: Style = PLAIN,
+    batch: int = 0,
 ) -> Probe:
     if input_size is None:
         raise RiemError(
@@ -179,7 +180,12 @@ def _procedural(
         'count': count,
         'style': style.describe(),
     }
-    return ImageProbe((images - shift) / scale, batch_size(width, height), said)
+
+    def others() -> Probe:
+        others_ = others_count(width, height), style, others_batch(width, height)
+        return _procedural(input_size, mean, std, seed + 1, *others_)
+
+    return ImageProbe((images - shift) / scale, batch or batch_size(width, height), said, others)
 
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:

@@ -72,6 +72,13 @@ def parse_args() -> argparse.Namespace:
         '--no-recalibration', action='store_true', help='leave norms and biases as they are in the checkpoint'
     )
     parser.add_argument(
+        '--tune',
+        type=int,
+        metavar='STEPS',
+        help='then train them so many steps on images against the original network (default: 300 if no budget is given '
+        'and images are small, else 0)',
+    )
+    parser.add_argument(
         '--include',
         nargs='+',
         default=['*'],
@@ -153,6 +160,7 @@ def main() -> None:
         seed=args.seed,
         effort=args.effort,
         recalibration=not args.no_recalibration,
+        tuning=args.tune,
     )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     device = check_device(args.device)

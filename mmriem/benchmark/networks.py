@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmriem.classification import normalised, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
 from mmriem.core.images import Style, procedural_images
-from mmriem.core.probe import ImageProbe, Probe
+from mmriem.core.probe import MAX_BATCH, ImageProbe, Probe, others_batch, others_count
 from mmriem.core.styles import choose_style, few_images
 
 __all__ = ['Classifier', 'Detector', 'Network', 'build_network']
@@ -94,10 +94,14 @@ class Classifier(Network):
         return _leaves(choose_style(self.original(), lambda style: _leaves(style, few)))
 
 
-def _leaves(style: Style, count: int = PROBE_IMAGES) -> Probe:
-    said = {'kind': 'procedural', 'seed': 0, 'count': count, 'size': IMAGE_SIZE, 'style': style.describe()}
-    images = procedural_images(count, *IMAGE_SIZE, style=style)
-    return ImageProbe(normalised(images.permute(0, 2, 3, 1)), description=said)
+def _leaves(style: Style, count: int = PROBE_IMAGES, seed: int = 0, batch: int = MAX_BATCH) -> Probe:
+    said = {'kind': 'procedural', 'seed': seed, 'count': count, 'size': IMAGE_SIZE, 'style': style.describe()}
+    images = procedural_images(count, *IMAGE_SIZE, seed, style)
+
+    def others() -> Probe:
+        return _leaves(style, others_count(*IMAGE_SIZE), seed + 1, others_batch(*IMAGE_SIZE))
+
+    return ImageProbe(normalised(images.permute(0, 2, 3, 1)), batch, said, others)
 
 
 @dataclass(frozen=True)

@@ -26,22 +26,27 @@ from .errors import RiemError
 from .journal import Journal
 from .lattice import Lattice, Problem
 from .manifest import Source
+from .memory import give_back
+from .norms import find_norms, rounded_norms
 from .parallel import Crew, Task, one_thread, run_all
 from .piece import Encoded, Piece, unpacked
-from .probe import Probe
+from .probe import STEP_PIXELS, Probe
 from .pullback import Metric, each_metric, parts
 from .recalibration import OBSERVER, mended_keys, observe, recalibrate
 from .representation import Representation, get_representation, representation_names
 from .surgery import DEFAULT_MIN_NUMEL, WeightView, every_weight, find_vectors, find_weights
-from .vectors import LEAST_PRECISION, precision_for
+from .tuning import Tuned, tune
+from .vectors import LEAST_PRECISION, NORM_PRECISION, PRECISION, precision_for
 from .workers import Workers
 
 AUTO = 'auto'
 """The representation of each weight that does least damage for its bytes."""
-DEFAULT_ERRORS = (0.03, 0.09)
+DEFAULT_ERRORS = (0.025, 0.09)
 """Predicted relative error of the outputs where no budget is given. The file is as small as the first one allows; where
 that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
 DEFAULT_SIZE = 1 / 17
+DEFAULT_TUNING = 300
+"""Steps of training where no budget is given and images have at most `mmriem.core.probe.STEP_PIXELS`."""
 DEFAULT_RATIO = 0.19
 """The paper's."""
 MENDED_SHARE = 0.1
@@ -77,6 +82,8 @@ class Settings:
         seed: the first of them.
         effort: scales the number of optimisation steps.
         recalibration: whether norms and biases are mended afterwards; that needs images, too.
+        tuning: steps of training norms and biases on other images after that; 0: none. That needs images, too. None:
+            ``DEFAULT_TUNING`` where there is none of the four and a step is short, its images being small; else 0.
     """
 
     representation: str = 'lattice'
@@ -94,6 +101,7 @@ class Settings:
     seed: int = 0
     effort: float = 1.0
     recalibration: bool = True
+    tuning: int | None = None
 
     def __post_init__(self) -> None:
         if self.representation != AUTO:
@@ -117,6 +125,8 @@ class Settings:
             raise RiemError(f'seeds: expected at least 1, found {self.seeds}')
         if not 0 <= self.seed < 1 << 63:
             raise RiemError(f'seed: expected 0 to {(1 << 63) - 1}, found {self.seed}')
+        if (self.tuning or 0) < 0:
+            raise RiemError(f'tuning: expected 0 (none) or a number of steps, found {self.tuning}')
         if not 0 < self.effort < math.inf:
             raise RiemError(f'effort: expected a number above 0, found {self.effort}')
 
@@ -189,6 +199,11 @@ def compress(
         settings = replace(settings, ratio=DEFAULT_RATIO)
     if settings.tolerance is not None and probe is None:
         raise RiemError('tolerance: expected images that the network runs on, found none; give bits, ratio or size')
+    if settings.tuning is None:
+        is_short = not settings.has_budget and probe is not None and probe.pixels <= STEP_PIXELS
+        settings = replace(settings, tuning=DEFAULT_TUNING if is_short and _trainable(model, settings) else 0)
+    if settings.tuning and probe is None:
+        raise RiemError('tuning: expected images that the network runs on, found none; leave tuning out')
     state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     views = find_weights(model, settings.include, settings.exclude, settings.min_numel)
     if not views:
@@ -200,11 +215,12 @@ def compress(
     pieces = job.fit_lattices() if settings.has_lattices else job.fit_planned()
     if crew.workers.rank:
         if job.mends and crew.workers.rank == OBSERVER:
+            give_back()
             with one_thread():
                 observe(job.on_device(model), probe, crew)
         return None
     pieces = job.unpacked(pieces)
-    kept = job.recalibrated(pieces) if job.mends else state_dict
+    kept = job.adapted(pieces) if job.mends or job.trained else state_dict
     archive = job.final_archive(pieces, kept)
     report = _report(archive, model, pieces, job)
     report['totals']['wall_seconds'] = time.perf_counter() - started
@@ -301,8 +317,14 @@ class _Job:
                 )
         self.elements = sum(math.prod(view.shape) for view in views)
         self._vectors = find_vectors(model, settings.include, settings.exclude)
+        self._norms = find_norms(model, self._vectors)
         self.mends = probe is not None and settings.recalibration
-        self._planned = _as_if_mended(state_dict, mended_keys(model)) if self.mends else state_dict
+        self.trained = _trainable(model, settings) if settings.tuning else ()
+        if settings.tuning and not self.trained:
+            raise RiemError('tuning: expected norms or biases to train, found none; leave tuning out')
+        self.tuned: Tuned | None = None
+        changed = (mended_keys(model) if self.mends else set()) | set(self.trained)
+        self._planned = _as_if_changed(state_dict, changed)
         self.scale: float | None = None
         self.limit = math.inf
         self.turns = 0
@@ -320,17 +342,30 @@ class _Job:
         """The settings as the file holds them."""
         return self._meta['settings']
 
-    def archive(self, pieces: Pieces, state_dict: Mapping[str, Tensor], precision: int) -> Archive:
-        """What is to be written, with these norms and biases rounded to this precision."""
+    def archive(self, pieces: Pieces, state_dict: Mapping[str, Tensor], rate: float, coarser: int = 0) -> Archive:
+        """What is to be written, with these norms and biases, rounded as goes with weights of ``rate`` bits.
+
+        Args:
+            coarser: quarter octaves by which their steps are larger.
+        """
         views = {view.name: view for view in self.views}
         records = [piece.record(views[name]) for name, piece in pieces.items() if piece.encoded is not None]
-        return Archive.from_state_dict(state_dict, records, **self._meta, vectors=self._vectors, precision=precision)
+        precision, of_norms = (precision_for(rate, least) - coarser for least in (PRECISION, NORM_PRECISION))
+        return Archive.from_state_dict(
+            state_dict,
+            records,
+            **self._meta,
+            vectors=self._vectors,
+            precision=max(precision, LEAST_PRECISION),
+            rounded=rounded_norms(self._norms, state_dict, self._vectors, max(of_norms, LEAST_PRECISION)),
+        )
 
     def final_archive(self, pieces: Pieces, state_dict: Mapping[str, Tensor]) -> Archive:
         """The archive of a file of at most `limit` bits: norms and biases are rounded as coarsely as that takes."""
         with self._timed('archive'):
-            for precision in range(self._precision(pieces), LEAST_PRECISION - 1, -1):
-                archive = self.archive(pieces, state_dict, precision)
+            rate = self._rate(pieces)
+            for coarser in range(precision_for(rate) - LEAST_PRECISION + 1):
+                archive = self.archive(pieces, state_dict, rate, coarser)
                 size = 8 * len(archive.to_bytes())
                 if size <= self.limit:
                     return archive
@@ -342,8 +377,9 @@ class _Job:
             return piece.encoded.payload_bits()
         return 8 * store(view.name, self.state_dict[view.name]).layout.n_bytes
 
-    def _precision(self, pieces: Pieces) -> int:
-        return precision_for(sum(self.bits(view, pieces[view.name]) for view in self.views) / self.elements)
+    def _rate(self, pieces: Pieces) -> float:
+        """Bits of a weight, on average."""
+        return sum(self.bits(view, pieces[view.name]) for view in self.views) / self.elements
 
     def fit_planned(self) -> Pieces:
         """A budget for each weight beforehand, then its fit."""
@@ -388,29 +424,44 @@ class _Job:
             ]
             return {**pieces, **dict(zip((task.name for task in tasks), run_all(tasks, self.crew.threads)))}
 
-    def recalibrated(self, pieces: Pieces) -> dict[str, Tensor]:
+    def adapted(self, pieces: Pieces) -> dict[str, Tensor]:
         """The state dict with norms and biases that suit the decoded weights; the weights are the original ones."""
-        self._stage('recalibrate')(0.0, 'norms and biases')
-        with self._timed('recalibrate'):
-            compressed = self.on_device(self.model)
-            parameters = dict(compressed.named_parameters(remove_duplicate=False))
-            with torch.no_grad():
-                for view in self.views:
-                    record = pieces[view.name].record(view)
-                    stored = record or store(view.name, self.state_dict[view.name])
-                    parameters[view.name].copy_(stored.decode())
-            with one_thread():
-                recalibrate(compressed, self.on_device(self.model), self.probe, self.crew)
+        give_back()
+        compressed, reference = self.on_device(self.model), self.on_device(self.model)
+        parameters = dict(compressed.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for view in self.views:
+                record = pieces[view.name].record(view)
+                stored = record or store(view.name, self.state_dict[view.name])
+                parameters[view.name].copy_(stored.decode())
+        with one_thread():
+            if self.mends:
+                with self._timed('recalibrate'), self._staged('recalibrate', 'norms and biases'):
+                    recalibrate(compressed, reference, self.probe, self.crew)
+            if self.trained:
+                with self._timed('tune'), self._staged('tune', 'norms and biases') as advance:
+                    self.tuned = self._tune(compressed, reference, advance)
         weights = {key for view in self.views for key in (view.name, *view.aliases)}
-        mended: dict[str, Tensor] = {}
+        changed: dict[str, Tensor] = {}
         shared: dict[tuple[int, torch.Size], Tensor] = {}
         for key, tensor in compressed.state_dict().items():
             original = self.state_dict[key]
             if key not in weights and not torch.equal(tensor.cpu(), original):
                 place = original.data_ptr(), original.shape
-                mended[key] = shared.setdefault(place, _storable(key, tensor.cpu(), original))
-        self._stage('recalibrate')(1.0, 'norms and biases')
-        return {**self.state_dict, **mended}
+                changed[key] = shared.setdefault(place, _storable(key, tensor.cpu(), original))
+        return {**self.state_dict, **changed}
+
+    def _tune(self, compressed: nn.Module, reference: nn.Module, on_progress: Callable[[float], None]) -> Tuned:
+        return tune(
+            compressed,
+            reference,
+            [view.name.rpartition('.')[0] for view in self.views],
+            self.trained,
+            self.probe.others(),
+            self.settings.tuning,
+            threads=self.crew.threads,
+            on_progress=on_progress,
+        )
 
     def on_device(self, model: nn.Module) -> nn.Module:
         """A copy of the model where fits and the probe run."""
@@ -444,6 +495,14 @@ class _Job:
                     self._on_layer(done, len(own), size)
 
         return count
+
+    @contextlib.contextmanager
+    def _staged(self, stage: str, name: str) -> Iterator[Callable[[float], None]]:
+        """Within, a stage that tells its progress by the share that is done."""
+        advance = self._stage(stage)
+        advance(0.0, name)
+        yield lambda share: advance(share, name)
+        advance(1.0, name)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -603,7 +662,7 @@ class _Job:
     def _file_bits(self, pieces: Pieces) -> int:
         with self._timed('size'):
             written = self._written(pieces)
-            return 8 * len(self.archive(written, self._planned, self._precision(written)).to_bytes())
+            return 8 * len(self.archive(written, self._planned, self._rate(written)).to_bytes())
 
     def _start(self, traits: Mapping[str, _Traits], steps: Mapping[str, float], wanted: float) -> float:
         """A first guess of the scale: as if the weights were Gaussian."""
@@ -659,7 +718,7 @@ class _Job:
         """Bits of a file with everything but the weights, where the whole is to have those that are wanted."""
         covered = {key for view in self.views for key in (view.name, *view.aliases)}
         rest = {key: tensor for key, tensor in self._planned.items() if key not in covered}
-        return 8 * len(self.archive({}, rest, precision_for(wanted / self.elements)).to_bytes())
+        return 8 * len(self.archive({}, rest, wanted / self.elements).to_bytes())
 
     def _plan(self) -> list[Plan]:
         wanted = self._wanted_bits()
@@ -765,12 +824,19 @@ def _stages(has_images: bool, settings: Settings) -> dict[str, tuple[float, floa
         'fit': 40,
         'choose': (40 if settings.representation == AUTO else 5) * settings.has_lattices,
         'recalibrate': 5 * (has_images and settings.recalibration),
+        'tune': 0.3 * (settings.tuning or 0) * has_images,
     }
     stages, done, total = {}, 0, sum(efforts.values())
     for name, effort in efforts.items():
         stages[name] = (done / total, (done + effort) / total)
         done += effort
     return stages
+
+
+def _trainable(model: nn.Module, settings: Settings) -> tuple[str, ...]:
+    """Norms and biases that are parameters."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return tuple(key for key in find_vectors(model, settings.include, settings.exclude) if key in parameters)
 
 
 def _cube(view: WeightView) -> float:
@@ -791,7 +857,7 @@ def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
     return tensor.clamp(-limit, limit).half().to(tensor.dtype)
 
 
-def _as_if_mended(state_dict: Mapping[str, Tensor], mended: set[str]) -> dict[str, Tensor]:
+def _as_if_changed(state_dict: Mapping[str, Tensor], mended: set[str]) -> dict[str, Tensor]:
     """The state dict with noise added to constants that recalibration may change: as they are they take no bytes."""
     generator = torch.Generator().manual_seed(0)
     noise: dict[int, Tensor] = {}
@@ -848,6 +914,7 @@ def _report(archive: Archive, model: nn.Module, pieces: Pieces, job: _Job) -> di
             'represented_elements': represented,
             'other_elements': numel - represented,
             'scale': job.scale,
+            'tuning': None if job.tuned is None else {**vars(job.tuned), 'kept': job.tuned.kept},
             'predicted_error': math.sqrt(sum(damages)) if damages else None,
             'seconds': sum(entry['seconds'] for entry in weights),
             'stages': {stage: round(seconds, 3) for stage, seconds in job.stage_seconds.items()},

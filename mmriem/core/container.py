@@ -140,6 +140,7 @@ class Archive:
         settings: Mapping[str, Any],
         vectors: Mapping[str, str] = MappingProxyType({}),
         precision: int = PRECISION,
+        rounded: Mapping[str, VectorRecord] = MappingProxyType({}),
     ) -> Archive:
         """The archive of a model: compressed weights, and the rest of its state dict derived or dense.
 
@@ -151,6 +152,7 @@ class Archive:
             dataset_meta, source, settings: see the class.
             vectors: keys of norms and biases that may be rounded, each with its storage of `mmriem.core.vectors`.
             precision: with which they are.
+            rounded: those of them that are rounded already.
 
         Raises:
             RiemError: a weight that the state dict does not hold in that shape and dtype, or an entry that is
@@ -166,7 +168,8 @@ class Archive:
             keys=tuple(state_dict),
             weights=tuple(compressed[key] for key in state_dict if key in compressed),
             dense=tuple(
-                (first in vectors and quantise(first, rest[first], vectors[first], precision, aliases))
+                rounded.get(first)
+                or (first in vectors and quantise(first, rest[first], vectors[first], precision, aliases))
                 or store(first, rest[first], aliases)
                 for first, aliases in shared.items()
             ),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ MAX_PIXELS = 1 << 18
 """Of the images that run at a time, if they are many, and of one image where its size is free."""
 PIXELS = 1 << 21
 """Of all images together, where their number is not given."""
+STEP_PIXELS = 1 << 16
+"""Of the images of one step of training."""
 COUNTS = (8, 256)
 """Least and most images by default."""
 MAX_BATCH = 32
@@ -34,16 +37,36 @@ def batch_size(width: int, height: int, most: int = MAX_BATCH) -> int:
     return min(max(1, MAX_PIXELS // (width * height)), most)
 
 
+def others_count(width: int, height: int) -> int:
+    """How many images of that size there are to train on.
+
+    >>> others_count(32, 32), others_count(224, 224), others_count(1333, 800)
+    (2048, 41, 8)
+    """
+    return max(PIXELS // (width * height), COUNTS[0])
+
+
+def others_batch(width: int, height: int) -> int:
+    """How many of them make one step.
+
+    >>> others_batch(32, 32), others_batch(224, 224), others_batch(1333, 800)
+    (64, 1, 1)
+    """
+    return max(1, STEP_PIXELS // (width * height))
+
+
 class Probe(ABC):
     """Images, and the way through a network on them.
 
     Attributes:
         images: number of images.
         batch: most images that are run at a time where their order does not matter.
+        pixels: of one image.
     """
 
     images: int
     batch: int
+    pixels: int
 
     @abstractmethod
     def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
@@ -56,6 +79,13 @@ class Probe(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the file and the report say of the images; JSON-able."""
+
+    def others(self) -> Probe:
+        """Other images of the same kind, to train on; the same ones where there are none.
+
+        They are as many as ``others_count`` says, with ``others_batch`` at a time.
+        """
+        return self
 
     def batches(self) -> list[tuple[int, int]]:
         """``(first, last)`` of every batch: about equal ones, and of several an even number where that can be."""
@@ -90,17 +120,25 @@ class ImageProbe(Probe):
         images: ``(n, ...)``, mostly ``(n, channels, height, width)``, normalised as the network wants them.
         batch: images run at a time.
         description: see :meth:`Probe.describe`.
+        others: makes the probe of :meth:`Probe.others`; None: there are no others.
 
     Raises:
         RiemError: there are no images.
     """
 
-    def __init__(self, images: Tensor, batch: int = 32, description: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        batch: int = 32,
+        description: dict[str, Any] | None = None,
+        others: Callable[[], Probe] | None = None,
+    ) -> None:
         if images.dim() < 2 or len(images) == 0 or batch < 1:
             raise RiemError(f'probe: expected inputs (n, ...), n at least 1, found shape {tuple(images.shape)}')
-        self.images, self.batch = len(images), batch
+        self.images, self.batch, self.pixels = len(images), batch, math.prod(images.shape[2:])
         self._images = images
         self._description = dict(description or {'kind': 'given', 'count': len(images)})
+        self._others = others
 
     def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
         parameter = next(model.parameters())
@@ -110,3 +148,6 @@ class ImageProbe(Probe):
 
     def describe(self) -> dict[str, Any]:
         return self._description
+
+    def others(self) -> Probe:
+        return self if self._others is None else self._others()

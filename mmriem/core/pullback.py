@@ -148,11 +148,15 @@ def each_metric(
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    own = copy.deepcopy(model).eval()
-    for module in own.modules():
+    return without_checkpoints(copy.deepcopy(model)).eval().requires_grad_(False)
+
+
+def without_checkpoints(model: nn.Module) -> nn.Module:
+    """The model, no part of which runs again, unseen, in the backward pass."""
+    for module in model.modules():
         if getattr(module, 'with_cp', False):
-            module.with_cp = False  # a checkpointed part would run again, unseen, in the backward pass
-    return own.requires_grad_(False)
+            module.with_cp = False
+    return model
 
 
 def _is_reached(sums: _Sums) -> bool:

@@ -22,7 +22,16 @@ from mmriem.core.errors import RiemError
 from mmriem.core.images import PLAIN, Style, procedural_images
 from mmriem.core.parallel import Crew
 from mmriem.core.probe import COUNTS as IMAGE_COUNTS
-from mmriem.core.probe import MAX_BATCH, MAX_PIXELS, Probe, batch_size, float_tensors, image_count
+from mmriem.core.probe import (
+    MAX_BATCH,
+    MAX_PIXELS,
+    Probe,
+    batch_size,
+    float_tensors,
+    image_count,
+    others_batch,
+    others_count,
+)
 from mmriem.core.styles import choose_style, few_images
 
 __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
@@ -97,8 +106,19 @@ class ConfigProbe(Probe):
             said = {'kind': 'folder', 'folder': Path(folder).name}
         self.images = len(self._images)
         self.batch = batch_size(width, height, self.most_at_once)
+        self.pixels = width * height
         self._description = {**said, 'count': self.images}
         self._pipeline = Compose(steps)
+        self._arguments = {'config': config, 'seed': seed, 'folder': folder, 'style': style}
+
+    def others(self) -> ConfigProbe:
+        if self._arguments['folder'] is not None:
+            return self
+        size = self._description['size']
+        seed = self._arguments['seed'] + 1
+        made = type(self)(**{**self._arguments, 'count': others_count(*size), 'seed': seed})
+        made.batch = others_batch(*size)
+        return made
 
     def describe(self) -> dict[str, Any]:
         return self._description

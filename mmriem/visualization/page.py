@@ -48,7 +48,7 @@ def report_page(report: Mapping[str, Any]) -> str:
         '<h2>Where the bytes are</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits '
         'for each, so its area is its bytes. Below, its share of the predicted damage.</p>\n'
         f'{_legend(colours)}\n{_picture(weights, colours)}\n{_parts(weights, totals, parts)}',
-        _remarks(weights),
+        _remarks(weights, totals.get('tuning')),
         f'<h2>Every weight</h2>\n{_table(weights)}',
         f'<h2>Settings</h2>\n<pre>{escape(_settings(report))}</pre>',
     ]
@@ -138,8 +138,8 @@ def _parts(weights: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], part
     return f'<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>\n{cells}</table>'
 
 
-def _remarks(weights: Sequence[Mapping[str, Any]]) -> str:
-    """What a reader should know of single weights: those that no image reached, and those that stay dense."""
+def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | None) -> str:
+    """What a reader should know: which weights no image reached, which stay dense, how tuning went."""
     unseen = [w['name'] for w in weights if w['metric'] == 'identity' and w['representation'] != 'dense']
     dense = [w['name'] for w in weights if w['representation'] == 'dense']
     remarks = []
@@ -147,10 +147,16 @@ def _remarks(weights: Sequence[Mapping[str, Any]]) -> str:
         remarks.append(('No image reached these; they are taken as averagely sensitive:', unseen))
     if dense:
         remarks.append(('These stay as they are, being too small to gain by it:', dense))
-    lines = (
+    lines = [
         f'<li>{told} {", ".join(f"<code>{escape(name)}</code>" for name in names)}</li>' for told, names in remarks
-    )
-    return f'<h2>Remarks</h2>\n<ul>{"".join(lines)}</ul>' if remarks else ''
+    ]
+    if tuning is not None:
+        told = 'so they stay trained' if tuning['kept'] else 'so they are what they were before'
+        lines.append(
+            '<li>Norms and biases were trained against the original network: the error on images '
+            f'that were held out went from {tuning["before"]:.4g} to {tuning["after"]:.4g}, {told}.</li>'
+        )
+    return f'<h2>Remarks</h2>\n<ul>{"".join(lines)}</ul>' if lines else ''
 
 
 def _table(weights: Sequence[Mapping[str, Any]]) -> str:

@@ -140,6 +140,26 @@ def test_the_shape_is_kept_when_images_are_made_smaller():
     assert 0.98 * MAX_PIXELS < width * height <= MAX_PIXELS and width / height == pytest.approx(4, rel=0.01)
 
 
+def test_others_are_new_images_of_the_same_kind():
+    config, style = pipeline(dict(type='Resize', scale=(96, 64))), DEFAULT
+    probe = DetectorProbe(config, 3, 5, style=style)
+    others = probe.others()
+    assert type(others) is DetectorProbe and others.describe() == {**probe.describe(), 'count': 341, 'seed': 6}
+    assert others.images == 341 and others.batch == 10  # 2^21 and 2^16 pixels
+    assert torch.equal(others._images[0], procedural_images(1, 64, 96, 6, style)[0])
+
+
+def test_others_of_large_images_are_few_and_run_one_by_one():
+    others = DetectorProbe(pipeline(dict(type='Resize', scale=(2000, 1000))), 1).others()
+    assert others.images == 8 and others.batch == 1
+
+
+def test_images_of_a_folder_have_no_others(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((20, 30, 3), np.uint8))
+    probe = DetectorProbe(pipeline(dict(type='Resize', scale=(30, 20))), folder=tmp_path)
+    assert probe.others() is probe
+
+
 def test_the_config_stays_as_it_was():
     config = pipeline(dict(type='Resize', scale=(2000, 1000)), dict(type='Pad', size=(2000, 1000)))
     before = config.pretty_text

@@ -280,6 +280,7 @@ def test_sizes_that_are_none(tools, text):
     [
         (['--size', '60kB'], 59_400, 60_000),
         (['--size', '60kB', '--no-recalibration'], 59_400, 60_000),
+        (['--size', '60kB', '--tune', '2'], 59_400, 60_000),
         (['--size', '60kB', '--metric', 'identity'], 59_400, 60_000),
         (['--size', '60kB', '--representation', 'auto', '--effort', '0.02'], 50_000, 60_000),
     ],
@@ -302,14 +303,18 @@ def test_a_size(compress, tmp_path, arguments, least, most):
         assert images == {'kind': 'procedural', 'seed': 0, 'size': [64, 64], 'count': 4}
     assert 'lattice' in representations if 'auto' in arguments else representations == {'lattice'}
     assert report['settings']['recalibration'] == ('--no-recalibration' not in arguments)
+    assert report['settings']['tuning'] == (2 if '--tune' in arguments else 0)
+    assert (report['totals']['tuning'] is not None) == ('--tune' in arguments)
     assert container.read(tmp_path / 'o.riem').settings == report['settings']
 
 
 @pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])
-def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, arguments):
+def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.setattr('mmriem.core.compress.DEFAULT_TUNING', 2)
     assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
     report = json.loads((tmp_path / 'o.json').read_text())
     assert report['settings'].get('tolerance') == (float(arguments[1]) if arguments else None)
+    assert report['settings']['tuning'] == (0 if arguments else 2)
     tolerance = report['settings'].get('tolerance', DEFAULT_ERRORS[0])
     # what is smaller dense than as a lattice does no damage
     assert 0.95 * tolerance <= report['totals']['predicted_error'] <= tolerance
@@ -333,6 +338,8 @@ def test_images_of_a_folder(compress, coco_data, tmp_path):
     [
         (['--tolerance', '0.1', '--representation', 'sigmoid'], ['tolerance', 'lattice or auto', 'sigmoid']),
         (['--tolerance', '-1'], ['tolerance', '-1']),
+        (['--tune', '-1'], ['tuning', '-1']),
+        (['--tune', '5', '--metric', 'identity'], ['tuning', 'images']),
         (['--tolerance', '0.1', '--metric', 'identity'], ['tolerance', 'images', 'bits, ratio or size']),
         (['--metric', 'identity', '--images', 'x'], ['--images', '--metric pullback']),
         (['--images', 'missing'], ['--images missing', 'folder']),

@@ -85,6 +85,15 @@ def test_every_weight_and_the_remarks(report):
     assert '10.0x' in page and '400 bytes' in page
 
 
+@pytest.mark.parametrize('after, told', [(0.15, 'stay trained'), (0.3, 'are what they were before')])
+def test_how_tuning_went(report, after, told):
+    assert 'trained' not in report_page(report)
+    report['totals']['tuning'] = dict(before=0.25, after=after, kept=after < 0.25)
+    page = report_page(report)
+    assert f'went from 0.25 to {after}' in page and told in page
+    Rectangles(page)
+
+
 def test_without_a_metric(report):
     for each in report['weights']:
         each.update(metric='identity', damage=None)
