@@ -181,9 +181,9 @@ def _procedural(
         'style': style.describe(),
     }
 
-    def others() -> Probe:
-        others_ = others_count(width, height), style, others_batch(width, height)
-        return _procedural(input_size, mean, std, seed + 1, *others_)
+    def others(steps: int) -> Probe:
+        own = others_count(width, height, steps), style, others_batch(width, height)
+        return _procedural(input_size, mean, std, seed + 1, *own)
 
     return ImageProbe((images - shift) / scale, batch or batch_size(width, height), said, others)
 

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from torch import nn
 
 import mmriem
+from mmriem import api
 from mmriem.classification import LeNet5, VisionTransformer
 from mmriem.core.errors import RiemError
 from mmriem.core.styles import DEFAULT
@@ -45,6 +46,20 @@ def test_three_lines(tmp_path):
     assert (wanted - found).norm() < 0.1 * wanted.norm()
     said = {'kind': 'procedural', 'seed': 0, 'size': [8, 8], 'count': 256}
     assert compressed.archive.settings['images'] == {**said, 'style': DEFAULT.describe()}
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_norms_and_biases_are_tuned_on_other_images(channels):
+    model = nn.Sequential(network(channels)[:4], nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(384, 9)).eval()
+    settings = dict(bits=4.0, input_size=(channels, 64, 64), mean=(0.5,) * channels, std=(0.2,) * channels)
+    plain, tuned = (mmriem.compress(model, **settings, tuning=steps) for steps in (0, 3))
+    assert plain.report['totals']['tuning'] is None and tuned.report['totals']['tuning']['before'] > 0
+    assert plain.archive.settings['images'] == tuned.archive.settings['images']
+    probe = api._procedural((channels, 64, 64), settings['mean'], settings['std'], 5, 8)
+    others = probe.others(3)
+    assert (others.images, others.batch, others.describe()['seed']) == (64, 16, 6)
+    for images in (probe._images, others._images):
+        assert images.shape[1:] == (channels, 64, 64) and -2.6 < images.min() < images.max() < 2.6
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,8 @@ def _leaves(style: Style, count: int = PROBE_IMAGES, seed: int = 0, batch: int =
     said = {'kind': 'procedural', 'seed': seed, 'count': count, 'size': IMAGE_SIZE, 'style': style.describe()}
     images = procedural_images(count, *IMAGE_SIZE, seed, style)
 
-    def others() -> Probe:
-        return _leaves(style, others_count(*IMAGE_SIZE), seed + 1, others_batch(*IMAGE_SIZE))
+    def others(steps: int) -> Probe:
+        return _leaves(style, others_count(*IMAGE_SIZE, steps), seed + 1, others_batch(*IMAGE_SIZE))
 
     return ImageProbe(normalised(images.permute(0, 2, 3, 1)), batch, said, others)
 

@@ -457,7 +457,7 @@ class _Job:
             reference,
             [view.name.rpartition('.')[0] for view in self.views],
             self.trained,
-            self.probe.others(),
+            self.probe.others(self.settings.tuning),
             self.settings.tuning,
             threads=self.crew.threads,
             on_progress=on_progress,

@@ -37,13 +37,14 @@ def batch_size(width: int, height: int, most: int = MAX_BATCH) -> int:
     return min(max(1, MAX_PIXELS // (width * height)), most)
 
 
-def others_count(width: int, height: int) -> int:
-    """How many images of that size there are to train on.
+def others_count(width: int, height: int, steps: int) -> int:
+    """How many images of that size there are to train on, and to judge it, in so many steps.
 
-    >>> others_count(32, 32), others_count(224, 224), others_count(1333, 800)
-    (2048, 41, 8)
+    >>> [others_count(*size, 300) for size in ((32, 32), (224, 224), (1333, 800))], others_count(32, 32, 4)
+    ([2048, 41, 8], 320)
     """
-    return max(PIXELS // (width * height), COUNTS[0])
+    most = max(PIXELS // (width * height), COUNTS[0])
+    return min(most, (steps + 1) * others_batch(width, height))
 
 
 def others_batch(width: int, height: int) -> int:
@@ -80,8 +81,8 @@ class Probe(ABC):
     def describe(self) -> dict[str, Any]:
         """What the file and the report say of the images; JSON-able."""
 
-    def others(self) -> Probe:
-        """Other images of the same kind, to train on; the same ones where there are none.
+    def others(self, steps: int) -> Probe:
+        """Other images of the same kind, for so many steps of training; the same ones where there are none.
 
         They are as many as ``others_count`` says, with ``others_batch`` at a time.
         """
@@ -120,7 +121,7 @@ class ImageProbe(Probe):
         images: ``(n, ...)``, mostly ``(n, channels, height, width)``, normalised as the network wants them.
         batch: images run at a time.
         description: see :meth:`Probe.describe`.
-        others: makes the probe of :meth:`Probe.others`; None: there are no others.
+        others: makes the probe of :meth:`Probe.others` from the steps; None: there are no others.
 
     Raises:
         RiemError: there are no images.
@@ -131,7 +132,7 @@ class ImageProbe(Probe):
         images: Tensor,
         batch: int = 32,
         description: dict[str, Any] | None = None,
-        others: Callable[[], Probe] | None = None,
+        others: Callable[[int], Probe] | None = None,
     ) -> None:
         if images.dim() < 2 or len(images) == 0 or batch < 1:
             raise RiemError(f'probe: expected inputs (n, ...), n at least 1, found shape {tuple(images.shape)}')
@@ -149,5 +150,5 @@ class ImageProbe(Probe):
     def describe(self) -> dict[str, Any]:
         return self._description
 
-    def others(self) -> Probe:
-        return self if self._others is None else self._others()
+    def others(self, steps: int) -> Probe:
+        return self if self._others is None else self._others(steps)

@@ -111,12 +111,13 @@ class ConfigProbe(Probe):
         self._pipeline = Compose(steps)
         self._arguments = {'config': config, 'seed': seed, 'folder': folder, 'style': style}
 
-    def others(self) -> ConfigProbe:
+    def others(self, steps: int) -> ConfigProbe:
+        """See `Probe`; images of a folder have none."""
         if self._arguments['folder'] is not None:
             return self
         size = self._description['size']
         seed = self._arguments['seed'] + 1
-        made = type(self)(**{**self._arguments, 'count': others_count(*size), 'seed': seed})
+        made = type(self)(**{**self._arguments, 'count': others_count(*size, steps), 'seed': seed})
         made.batch = others_batch(*size)
         return made
 

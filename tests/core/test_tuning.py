@@ -207,7 +207,7 @@ def test_each_call_of_a_layer_is_compared_with_the_same_call(monkeypatch):
 
 
 def probe(others=True):
-    made = (lambda: ImageProbe(TRAINING, 12)) if others else None
+    made = (lambda steps: ImageProbe(TRAINING, 12)) if others else None
     return ImageProbe(OTHERS, 8, {'kind': 'smooth'}, made)
 
 
@@ -310,4 +310,4 @@ def test_steps_by_default(settings, pixels, steps, reference, monkeypatch):
 
 
 def test_the_same_images_serve_where_there_are_no_others(reference):
-    assert probe(others=False).others().images == len(OTHERS) and probe().others().images == len(TRAINING)
+    assert probe(others=False).others(5).images == len(OTHERS) and probe().others(5).images == len(TRAINING)

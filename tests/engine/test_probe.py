@@ -143,21 +143,22 @@ def test_the_shape_is_kept_when_images_are_made_smaller():
 def test_others_are_new_images_of_the_same_kind():
     config, style = pipeline(dict(type='Resize', scale=(96, 64))), DEFAULT
     probe = DetectorProbe(config, 3, 5, style=style)
-    others = probe.others()
+    others = probe.others(300)
     assert type(others) is DetectorProbe and others.describe() == {**probe.describe(), 'count': 341, 'seed': 6}
     assert others.images == 341 and others.batch == 10  # 2^21 and 2^16 pixels
     assert torch.equal(others._images[0], procedural_images(1, 64, 96, 6, style)[0])
+    assert probe.others(3).images == 40  # three batches to train on, one to judge
 
 
 def test_others_of_large_images_are_few_and_run_one_by_one():
-    others = DetectorProbe(pipeline(dict(type='Resize', scale=(2000, 1000))), 1).others()
+    others = DetectorProbe(pipeline(dict(type='Resize', scale=(2000, 1000))), 1).others(300)
     assert others.images == 8 and others.batch == 1
 
 
 def test_images_of_a_folder_have_no_others(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((20, 30, 3), np.uint8))
     probe = DetectorProbe(pipeline(dict(type='Resize', scale=(30, 20))), folder=tmp_path)
-    assert probe.others() is probe
+    assert probe.others(300) is probe
 
 
 def test_the_config_stays_as_it_was():

@@ -363,7 +363,7 @@ def test_only_one_budget(compress, capsys):
 # ---- several processes, and going on after a kill
 
 
-LATTICE = ('--bits', '6', '--image-count', '4')
+LATTICE = ('--bits', '6', '--image-count', '4', '--tune', '2')
 
 
 @pytest.fixture(scope='module')
