@@ -35,7 +35,11 @@ detectors = dict(
         checkpoint='../shared/data/detectors/faster-rcnn_swin_bccd.pth',
     ),
 )
-how = dict(steps=('frozen', 1e-3, 0.3), integers=('straight_through', 1e-3, 15.0))
+how = dict(
+    steps=('frozen', 1e-3, 0.3),
+    integers=('straight_through', 1e-3, 15.0),
+    gently=('straight_through', 2e-4, 75.0),  # the same for integers, less for norms and biases
+)
 
 
 def digits(count):
@@ -57,7 +61,12 @@ runs = [
         ('gfl', 'steps', 0.5, 1, digits(500)),
         ('swin', 'integers', 1.2, 1, digits(1000)),
         ('swin', 'integers', 0.5, 1, digits(1000)),
+        ('swin', 'gently', 1.2, 2, digits(2000)),
+        ('swin', 'gently', 0.5, 1, digits(1000)),
         ('retinanet', 'integers', 0.3, 2, bccd),
+        ('retinanet', 'gently', 1.2, 2, bccd),
         ('bccd_swin', 'integers', 0.3, 3, bccd),
+        ('bccd_swin', 'gently', 0.3, 3, bccd),
+        ('bccd_swin', 'gently', 1.2, 2, bccd),
     )
 ]

@@ -50,7 +50,7 @@ DEFAULT_TUNING = 300
 DEFAULT_RATIO = 0.19
 """The paper's."""
 MENDED_SHARE = 0.1
-"""Of a constant, such as a variance of 1, by which recalibration is expected to change it."""
+"""Of a constant, such as a variance of 1, by which recalibration or tuning is expected to change it."""
 
 OnProgress = Callable[[float, str], None]
 """Called with the share of the work done, 0 to 1, and the name of the weight that it concerns."""
@@ -203,7 +203,7 @@ def compress(
         is_short = not settings.has_budget and probe is not None and probe.pixels <= STEP_PIXELS
         settings = replace(settings, tuning=DEFAULT_TUNING if is_short and _trainable(model, settings) else 0)
     if settings.tuning and probe is None:
-        raise RiemError('tuning: expected images that the network runs on, found none; leave tuning out')
+        raise RiemError('tuning: expected images that the network runs on, found none; leave tuning out, --tune 0')
     state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     views = find_weights(model, settings.include, settings.exclude, settings.min_numel)
     if not views:
@@ -321,7 +321,7 @@ class _Job:
         self.mends = probe is not None and settings.recalibration
         self.trained = _trainable(model, settings) if settings.tuning else ()
         if settings.tuning and not self.trained:
-            raise RiemError('tuning: expected norms or biases to train, found none; leave tuning out')
+            raise RiemError('tuning: expected norms or biases to train, found none; leave tuning out, --tune 0')
         self.tuned: Tuned | None = None
         changed = (mended_keys(model) if self.mends else set()) | set(self.trained)
         self._planned = _as_if_changed(state_dict, changed)
@@ -857,12 +857,12 @@ def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
     return tensor.clamp(-limit, limit).half().to(tensor.dtype)
 
 
-def _as_if_changed(state_dict: Mapping[str, Tensor], mended: set[str]) -> dict[str, Tensor]:
-    """The state dict with noise added to constants that recalibration may change: as they are they take no bytes."""
+def _as_if_changed(state_dict: Mapping[str, Tensor], keys: set[str]) -> dict[str, Tensor]:
+    """The state dict with noise added to constants of these keys, which will change: as they are they take no bytes."""
     generator = torch.Generator().manual_seed(0)
     noise: dict[int, Tensor] = {}
     for key, tensor in state_dict.items():
-        if key in mended and derive(key, tensor):
+        if key in keys and derive(key, tensor):
             spread = torch.where(tensor == 0, 1.0, MENDED_SHARE * tensor.abs().double())
             random = tensor + spread * torch.randn(tensor.shape, generator=generator)
             noise.setdefault(tensor.data_ptr(), random.half().to(tensor.dtype))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .errors import RiemError
 from .probe import Probe
 from .pullback import without_checkpoints
 
@@ -80,6 +81,9 @@ def tune(
         probe: the images.
         steps: how many.
         on_progress: called with the share that is done.
+
+    Raises:
+        RiemError: nothing that is compared depends on these parameters.
     """
     watched = frozenset(layers)
     without_checkpoints(model).requires_grad_(False)
@@ -103,7 +107,13 @@ def tune(
     for step, (batch, its) in enumerate(zip(batches, originals), 1):
         optimizer.zero_grad()
         with torch.enable_grad():
-            _error(model, its, probe, batch).backward()
+            error = _error(model, its, probe, batch)
+        if not error.requires_grad:
+            raise RiemError(
+                'tuning: expected outputs, or inputs of layers, that depend on norms or biases and whose first '
+                'dimension is the number of images, found none; leave tuning out, --tune 0'
+            )
+        error.backward()
         optimizer.step()
         schedule.step()
         if on_progress:
@@ -171,8 +181,8 @@ def _relative_error(values: Tensor, expected: Tensor) -> Tensor:
     return (values - expected).square().mean() / expected.var(unbiased=False).clamp_min(SMALLEST)
 
 
-def _mean(errors: Sequence[Tensor]) -> Tensor | float:
-    return torch.stack(list(errors)).mean() if errors else 0.0
+def _mean(errors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(errors)).mean() if errors else torch.zeros(())
 
 
 @contextmanager

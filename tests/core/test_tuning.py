@@ -203,6 +203,20 @@ def test_each_call_of_a_layer_is_compared_with_the_same_call(monkeypatch):
     assert result.kept
 
 
+class Transposed(Shared):
+    """Gives its outputs with the images last."""
+
+    def forward(self, x):
+        return self.last(F.relu(self.head(F.relu(self.stem(x)))))[:, 0].movedim(0, -1)
+
+
+@pytest.mark.parametrize('kind, vectors', [(Transposed, ('last.bias',)), (TwoStages, ('patches.bias',))])
+def test_something_that_is_compared_must_depend_on_what_is_trained(kind, vectors):
+    reference = net(kind)
+    with pytest.raises(RiemError, match='number of images'):
+        tuned(perturbed(reference), reference, 3, vectors, ('stem', 'last'), batch=8)
+
+
 # ---- as part of a compression
 
 
