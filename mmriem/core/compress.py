@@ -30,7 +30,7 @@ from .memory import give_back
 from .norms import find_norms, rounded_norms
 from .parallel import Crew, Task, one_thread, run_all
 from .piece import Encoded, Piece, unpacked
-from .probe import STEP_PIXELS, Probe
+from .probe import Probe
 from .pullback import Metric, each_metric, parts
 from .recalibration import OBSERVER, mended_keys, observe, recalibrate
 from .representation import Representation, get_representation, representation_names
@@ -46,7 +46,9 @@ DEFAULT_ERRORS = (0.025, 0.09)
 that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
 DEFAULT_SIZE = 1 / 17
 DEFAULT_TUNING = 300
-"""Steps of training where no budget is given and images have at most `mmriem.core.probe.STEP_PIXELS`."""
+"""Steps of training where no budget is given and images are small, so that it takes seconds or a few minutes."""
+SMALL_IMAGE = 1 << 15
+"""Pixels of an image that is small."""
 DEFAULT_RATIO = 0.19
 """The paper's."""
 MENDED_SHARE = 0.1
@@ -83,7 +85,7 @@ class Settings:
         effort: scales the number of optimisation steps.
         recalibration: whether norms and biases are mended afterwards; that needs images, too.
         tuning: steps of training norms and biases on other images after that; 0: none. That needs images, too. None:
-            ``DEFAULT_TUNING`` where there is none of the four and a step is short, its images being small; else 0.
+            ``DEFAULT_TUNING`` where there is none of the four and images have at most ``SMALL_IMAGE`` pixels, else 0.
     """
 
     representation: str = 'lattice'
@@ -200,7 +202,7 @@ def compress(
     if settings.tolerance is not None and probe is None:
         raise RiemError('tolerance: expected images that the network runs on, found none; give bits, ratio or size')
     if settings.tuning is None:
-        is_short = not settings.has_budget and probe is not None and probe.pixels <= STEP_PIXELS
+        is_short = not settings.has_budget and probe is not None and probe.pixels <= SMALL_IMAGE
         settings = replace(settings, tuning=DEFAULT_TUNING if is_short and _trainable(model, settings) else 0)
     if settings.tuning and probe is None:
         raise RiemError('tuning: expected images that the network runs on, found none; leave tuning out, --tune 0')

@@ -305,8 +305,8 @@ def test_without_images_there_is_nothing_to_tune_on(reference):
 @pytest.mark.parametrize(
     'settings, pixels, steps',
     [
-        ({}, 1 << 16, 2),
-        ({}, (1 << 16) + 1, 0),
+        ({}, 1 << 15, 2),
+        ({}, (1 << 15) + 1, 0),
         ({'bits': 3.0}, 144, 0),
         ({'tuning': 3}, 1 << 20, 3),
         ({'tuning': 0}, 144, 0),
