@@ -25,7 +25,7 @@ networks = [
         settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice(*rates, tuning=300)},
     )
     for name, rates in (
-        ('resnet20', (1.0, 1.5, 1.7, 1.8, 1.9, 1.95, 2.0, 2.2, 2.6, 3.0, 4.0)),
+        ('resnet20', (1.0, 1.5, 1.7, 1.8, 1.9, 1.95, 1.97, 2.0, 2.2, 2.6, 3.0, 4.0)),
         ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.55, 1.6, 1.7, 1.9, 2.2, 3.0)),
     )
 ]
