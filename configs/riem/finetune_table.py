@@ -59,13 +59,10 @@ runs = [
         ('gfl', 'integers', 1.2, 2, digits(2000)),
         ('gfl', 'integers', 0.5, 1, digits(1000)),
         ('gfl', 'steps', 0.5, 1, digits(500)),
-        ('swin', 'integers', 1.2, 1, digits(1000)),
-        ('swin', 'integers', 0.5, 1, digits(1000)),
         ('swin', 'gently', 1.2, 2, digits(2000)),
         ('swin', 'gently', 0.5, 1, digits(1000)),
         ('retinanet', 'integers', 0.3, 2, bccd),
         ('retinanet', 'gently', 1.2, 2, bccd),
-        ('bccd_swin', 'integers', 0.3, 3, bccd),
         ('bccd_swin', 'gently', 0.3, 3, bccd),
         ('bccd_swin', 'gently', 1.2, 2, bccd),
     )
