@@ -15,6 +15,8 @@ def lattice(*rates, **others):
     return [dict(bits=bits, **others) for bits in rates]
 
 
+yolox_rates = lattice(1.0, 2.0, 3.0, 3.6, 4.0, 4.4, 4.6, 4.8)
+
 networks = [
     dict(
         name=name,
@@ -32,7 +34,7 @@ networks = [
 networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
-        ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': lattice(1.0, 2.0, 3.0, 3.6, 4.0, 4.4, 4.6, 4.8)}),
+        ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': yolox_rates}),
         ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.53, 0.7, 0.8, 1.0, 1.5, 2.0)}),
         ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.7, 1.0, 2.0, 4.0)}),
     )
