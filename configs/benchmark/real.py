@@ -24,11 +24,11 @@ networks = [
         architecture=name,
         checkpoint=f'{root}cifar10/{name}.pth',
         images=f'{root}cifar10/test.npz',
-        settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice(*rates, tuning=300)},
+        settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice(*rates, tuning=300) + lattice(*plain)},
     )
-    for name, rates in (
-        ('resnet20', (1.0, 1.5, 1.7, 1.8, 1.9, 1.95, 1.97, 2.0, 2.2, 2.6, 3.0, 4.0)),
-        ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.55, 1.6, 1.7, 1.9, 2.2, 3.0)),
+    for name, rates, plain in (
+        ('resnet20', (1.0, 1.37, 1.5, 1.7, 1.8, 1.9, 1.95, 1.97, 2.0, 2.2, 2.6, 3.0, 4.0), ()),
+        ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.55, 1.6, 1.7, 1.9, 2.2, 3.0), (1.5, 1.55, 1.6, 1.65)),
     )
 ]
 networks += [
