@@ -56,7 +56,7 @@ runs = [
         **detectors[detector],
     )
     for detector, kind, bits, epochs, options in (
-        ('gfl', 'integers', 1.2, 2, digits(2000)),
+        ('gfl', 'gently', 1.2, 2, digits(2000)),
         ('gfl', 'integers', 0.5, 1, digits(1000)),
         ('gfl', 'steps', 0.5, 1, digits(500)),
         ('swin', 'gently', 1.2, 2, digits(2000)),
