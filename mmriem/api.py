@@ -17,7 +17,7 @@ from .core.errors import RiemError
 from .core.images import MEAN, PLAIN, STD, Style, procedural_images
 from .core.manifest import Source
 from .core.parallel import Crew
-from .core.probe import ImageProbe, Probe, batch_size, image_count, others_batch, others_count
+from .core.probe import ImageProbe, Probe, batch_size, image_count, training_images
 from .core.styles import choose_style, few_images
 
 __all__ = ['compress', 'load', 'save']
@@ -182,8 +182,8 @@ def _procedural(
     }
 
     def others(steps: int) -> Probe:
-        own = others_count(width, height, steps), style, others_batch(width, height)
-        return _procedural(input_size, mean, std, seed + 1, *own)
+        count, batch = training_images(width, height, steps)
+        return _procedural(input_size, mean, std, seed + 1, count, style, batch)
 
     return ImageProbe((images - shift) / scale, batch or batch_size(width, height), said, others)
 

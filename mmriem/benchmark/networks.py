@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmriem.classification import normalised, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
 from mmriem.core.images import Style, procedural_images
-from mmriem.core.probe import MAX_BATCH, ImageProbe, Probe, others_batch, others_count
+from mmriem.core.probe import MAX_BATCH, ImageProbe, Probe, training_images
 from mmriem.core.styles import choose_style, few_images
 
 __all__ = ['Classifier', 'Detector', 'Network', 'build_network']
@@ -99,7 +99,8 @@ def _leaves(style: Style, count: int = PROBE_IMAGES, seed: int = 0, batch: int =
     images = procedural_images(count, *IMAGE_SIZE, seed, style)
 
     def others(steps: int) -> Probe:
-        return _leaves(style, others_count(*IMAGE_SIZE, steps), seed + 1, others_batch(*IMAGE_SIZE))
+        count, batch = training_images(*IMAGE_SIZE, steps)
+        return _leaves(style, count, seed + 1, batch)
 
     return ImageProbe(normalised(images.permute(0, 2, 3, 1)), batch, said, others)
 

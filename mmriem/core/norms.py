@@ -80,7 +80,7 @@ def rounded_norms(
     """
     found: dict[str, VectorRecord] = {}
     for norm in norms:
-        if not all(key in state_dict for key in norm.keys) or any(derive(key, state_dict[key]) for key in norm.keys):
+        if any(derive(key, state_dict[key]) for key in norm.keys):
             continue
         statistics = {
             key: quantise(key, state_dict[key], vectors[key], STATISTICS) for key in (norm.mean, norm.variance)

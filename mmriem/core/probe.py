@@ -37,23 +37,16 @@ def batch_size(width: int, height: int, most: int = MAX_BATCH) -> int:
     return min(max(1, MAX_PIXELS // (width * height)), most)
 
 
-def others_count(width: int, height: int, steps: int) -> int:
-    """How many images of that size there are to train on, and to judge it, in so many steps.
+def training_images(width: int, height: int, steps: int) -> tuple[int, int]:
+    """How many images of that size there are to train on, and to judge it, and how many of them make one step.
 
-    >>> [others_count(*size, 300) for size in ((32, 32), (224, 224), (1333, 800))], others_count(32, 32, 4)
-    ([2048, 41, 8], 320)
+    >>> training_images(32, 32, 300), training_images(32, 32, 4)
+    ((2048, 64), (320, 64))
+    >>> training_images(224, 224, 300), training_images(1333, 800, 300)
+    ((41, 1), (8, 1))
     """
-    most = max(PIXELS // (width * height), COUNTS[0])
-    return min(most, (steps + 1) * others_batch(width, height))
-
-
-def others_batch(width: int, height: int) -> int:
-    """How many of them make one step.
-
-    >>> others_batch(32, 32), others_batch(224, 224), others_batch(1333, 800)
-    (64, 1, 1)
-    """
-    return max(1, STEP_PIXELS // (width * height))
+    batch = max(1, STEP_PIXELS // (width * height))
+    return min(max(PIXELS // (width * height), COUNTS[0]), (steps + 1) * batch), batch
 
 
 class Probe(ABC):
@@ -84,7 +77,7 @@ class Probe(ABC):
     def others(self, steps: int) -> Probe:
         """Other images of the same kind, for so many steps of training; the same ones where there are none.
 
-        They are as many as ``others_count`` says, with ``others_batch`` at a time.
+        They are as many as ``training_images`` says.
         """
         return self
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,12 @@ class Tuned:
         return self.after < self.before
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Seen:
     """What the original gave: its outputs, and the inputs of each layer in the order of its calls."""
 
-    outputs: list[Tensor] = field(default_factory=list)
-    inputs: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    outputs: list[Tensor]
+    inputs: dict[str, list[Tensor | None]]
 
 
 def tune(
@@ -93,10 +94,10 @@ def tune(
     every = probe.batches()
     held_out = every[-max(1, len(every) // HELD_OUT) :]
     every = every[: -len(held_out)] or every
-    batches = [every[step % len(every)] for step in range(steps)]
+    batches = list(islice(cycle(every), steps))
 
     @torch.no_grad()
-    def judged() -> float:
+    def judged() -> float:  # the original runs again each time: what it gives is too large to be kept meanwhile
         errors = [_error(model, _observe(reference, watched, probe, batch), probe, batch) for batch in held_out]
         return sum(map(float, errors)) / len(errors)
 
@@ -129,7 +130,10 @@ def tune(
 def _ahead(
     work: Callable[[tuple[int, int]], _Seen], batches: Sequence[tuple[int, int]], threads: int
 ) -> Iterator[_Seen]:
-    """What ``work`` makes of each; with two threads or more the next one is made while this one is used."""
+    """What ``work`` makes of each; with two threads or more the next one is made while this one is used.
+
+    One after the other, unlike :func:`.parallel.in_order`: the work has one model.
+    """
     if threads <= 1:
         yield from map(work, batches)
         return
@@ -144,15 +148,15 @@ def _ahead(
 
 @torch.no_grad()
 def _observe(reference: nn.Module, layers: frozenset[str], probe: Probe, batch: tuple[int, int]) -> _Seen:
-    seen = _Seen()
+    inputs: dict[str, list[Tensor | None]] = {}
 
     def see(name: str, values: Tensor) -> None:
         is_image = len(values) == batch[1] - batch[0]
-        seen.inputs.setdefault(name, []).append(values if is_image else None)
+        inputs.setdefault(name, []).append(values if is_image else None)
 
     with _watching(reference, layers, see):
-        seen.outputs = probe.run(reference, *batch)
-    return seen
+        outputs = probe.run(reference, *batch)
+    return _Seen(outputs, inputs)
 
 
 def _error(model: nn.Module, expected: _Seen, probe: Probe, batch: tuple[int, int]) -> Tensor:
@@ -181,12 +185,12 @@ def _relative_error(values: Tensor, expected: Tensor) -> Tensor:
     return (values - expected).square().mean() / expected.var(unbiased=False).clamp_min(SMALLEST)
 
 
-def _mean(errors: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(errors)).mean() if errors else torch.zeros(())
+def _mean(errors: list[Tensor]) -> Tensor:
+    return torch.stack(errors).mean() if errors else torch.zeros(())
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watching(model: nn.Module, layers: Collection[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call ``see`` with the name and the input of each call of these modules."""
 
     def watch(name: str) -> Callable:
@@ -196,8 +200,7 @@ def _watching(model: nn.Module, layers: Iterable[str], see: Callable[[str, Tenso
 
         return hook
 
-    wanted = frozenset(layers)
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in model.named_modules() if name in wanted]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in model.named_modules() if name in layers]
     try:
         yield
     finally:

@@ -29,8 +29,7 @@ from mmriem.core.probe import (
     batch_size,
     float_tensors,
     image_count,
-    others_batch,
-    others_count,
+    training_images,
 )
 from mmriem.core.styles import choose_style, few_images
 
@@ -115,10 +114,9 @@ class ConfigProbe(Probe):
         """See `Probe`; images of a folder have none."""
         if self._arguments['folder'] is not None:
             return self
-        size = self._description['size']
-        seed = self._arguments['seed'] + 1
-        made = type(self)(**{**self._arguments, 'count': others_count(*size, steps), 'seed': seed})
-        made.batch = others_batch(*size)
+        count, batch = training_images(*self._description['size'], steps)
+        made = type(self)(**{**self._arguments, 'count': count, 'seed': self._arguments['seed'] + 1})
+        made.batch = batch
         return made
 
     def describe(self) -> dict[str, Any]:

@@ -450,13 +450,14 @@ def test_a_budget_is_used_up_from_below(name, recalibration, budget, classifier)
     assert totals['bytes'] == len(compressed.archive.to_bytes()) and totals['scale'] > 0
 
 
-def test_a_budget_is_used_up_where_norms_are_folded_into_the_weights():
-    """Their statistics are constants, which take no bytes before they are mended."""
+@pytest.mark.parametrize('tuning', [0, 5])
+def test_a_budget_is_used_up_where_norms_are_folded_into_the_weights(tuning):
+    """They are constants, which take no bytes before they are mended or trained."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 64, 3)]
     for _ in range(6):
         layers += [nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.BatchNorm2d(64), nn.ReLU()]
-    totals = run(nn.Sequential(*layers).eval(), probe=images(), bits=6.0).report['totals']
+    totals = run(nn.Sequential(*layers).eval(), probe=images(), bits=6.0, tuning=tuning).report['totals']
     assert 0.97 * 6 <= totals['bits_per_weight'] <= 6
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 USE = """
+import resource
 import threading
 from mmriem.core.memory import give_back
 
 def resident():
-    return int(open('/proc/self/statm').read().split()[1]) * 4096
+    return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
 
 kept = []
 
