@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
@@ -45,6 +45,15 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=find_packages(include=['mmriem', 'mmriem.*']),
+    # optional: without a C compiler the package installs all the same, and decodes in Python
+    ext_modules=[
+        Extension(
+            'mmriem.core._native',
+            ['mmriem/core/_native.c'],
+            extra_compile_args=[] if os.name == 'nt' else ['-O3', '-ffp-contract=off'],
+            optional=True,
+        )
+    ],
     cmdclass={'build_py': BuildWithMim},
     install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
     extras_require={

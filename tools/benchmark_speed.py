@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,6 +51,8 @@ COLUMNS = {
     'torch.load s': '{:.3f}',
     'load s, cold': '{:.3f}',
     'torch.load s, cold': '{:.3f}',
+    'load s, new process': '{:.3f}',
+    'torch.load s, new process': '{:.3f}',
     'dense s/image': '{:.3f}',
     'live s/image': '{:.3f}',
     'live, first s': '{:.3f}',
@@ -63,6 +66,18 @@ SIZES = {
     'predicted s': '{:.3f}',
     'us/element': '{:.2f}',
 }
+ONCE = """
+import sys, time, torch
+from mmriem.core import container
+
+torch.set_num_threads(int(sys.argv[2]))
+started = time.perf_counter()
+{}
+print(time.perf_counter() - started)
+"""
+"""A new process that reads one file."""
+READ_RIEM = 'container.read(sys.argv[1]).decode()'
+READ_PTH = "torch.load(sys.argv[1], map_location='cpu', weights_only=True)"
 Row = dict[str, Any]
 
 
@@ -117,8 +132,14 @@ def write_fp32(config: Config, checkpoint: str | None, path: Path) -> None:
     torch.save({'state_dict': model.float().state_dict(), 'meta': {}}, path)
 
 
+def once(work: str, path: Path) -> float:
+    """Seconds that reading a file takes in a process that has done nothing yet: the memory is new to it, too."""
+    command = [sys.executable, '-c', ONCE.format(work), str(path), str(torch.get_num_threads())]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def loading(pth: Path, riem: Path, repeats: int) -> Row:
-    """Seconds of reading both files, in turns: warm, and, where the system can forget a file, cold."""
+    """Seconds of reading both files: warm, cold where the system can forget a file, and in new processes, warm."""
     archive = container.read(riem)
     row = {
         'read s': seconds(lambda: container.read(riem), repeats),
@@ -133,6 +154,8 @@ def loading(pth: Path, riem: Path, repeats: int) -> Row:
         row['torch.load s, cold'] = seconds(
             lambda: torch.load(pth, map_location='cpu', weights_only=True), repeats, lambda: forget(pth)
         )
+    turns = [(once(READ_RIEM, riem), once(READ_PTH, pth)) for _ in range(repeats)]
+    row['load s, new process'], row['torch.load s, new process'] = map(statistics.median, zip(*turns))
     return row
 
 

@@ -33,7 +33,7 @@ from .derived import DerivedRecord, derive
 from .errors import RiemError
 from .framing import encode_digest, naming, pack, unpack
 from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest, expand_manifest
-from .parallel import in_order
+from .parallel import costly_first, in_order
 from .representation import Progress, Representation, get_representation
 from .surgery import WeightView
 from .vectors import PRECISION, VectorRecord, quantise
@@ -225,7 +225,9 @@ class Archive:
             RiemError: a decoded weight has not the values that were compressed.
         """
         tensors: dict[str, Tensor] = {}
-        for names, tensor in self._decoded(progress):
+        costs = [record.encoded.symbols for record in self.weights]
+        decoded = costly_first(WeightRecord.decode, self.weights, costs, torch.get_num_threads())
+        for names, tensor in self._named(decoded, progress):
             tensor.riem = getattr(tensor, 'riem', None)
             tensors.update(dict.fromkeys(names, tensor))
         return OrderedDict((key, tensors[key]) for key in self.keys)
@@ -236,7 +238,7 @@ class Archive:
         Raises:
             RiemError: as ``decode``.
         """
-        for _ in self._decoded(None):
+        for _ in self._named(in_order(WeightRecord.decode, self.weights, torch.get_num_threads()), None):
             pass
 
     def to_bytes(self) -> bytes:
@@ -272,14 +274,14 @@ class Archive:
     def _values(self, storage: str) -> list[bytes]:
         return [record.values for record in self.dense if record.layout.storage == storage]
 
-    def _decoded(self, progress: Progress | None) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    def _named(self, decoded: Iterator[Tensor], progress: Progress | None) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        """All tensors with their keys; ``decoded`` are those of the weights."""
         with naming(self.origin):
             for derived in self.derived:
                 yield (derived.name,), derived.decode()
             for dense in self.dense:
                 yield (dense.layout.name, *dense.layout.aliases), dense.decode()
             total, done = sum(torch.Size(record.view.shape).numel() for record in self.weights), 0
-            decoded = in_order(WeightRecord.decode, self.weights, torch.get_num_threads())
             for weight, tensor in zip(self.weights, decoded):
                 yield (weight.view.name, *weight.view.aliases), tensor
                 done += tensor.numel()
@@ -412,7 +414,7 @@ def _check_blobs(blobs: Mapping[str, bytes], manifest: Manifest) -> None:
 
 
 def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[WeightRecord]:
-    """By as many threads as torch computes with: hashing and most of the decoding of integers run side by side."""
+    """By as many threads as torch computes with."""
     stops = list(itertools.accumulate(entry.n_bytes for entry in entries))
 
     def record(number: int) -> WeightRecord:
@@ -422,7 +424,8 @@ def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[
         with naming(f'weight {entry.view.name!r}'):
             return WeightRecord(entry.view, _parse_payload(entry, payload), entry.decoded)
 
-    return in_order(record, range(len(entries)), torch.get_num_threads())
+    costs = [entry.symbols for entry in entries]
+    return costly_first(record, range(len(entries)), costs, torch.get_num_threads())
 
 
 def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:

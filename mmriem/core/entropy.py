@@ -11,12 +11,15 @@ bytes are the same on every machine.
 
 from __future__ import annotations
 
+import itertools
 import math
+import struct
 from collections.abc import Iterator
 
 import numpy as np
 from constriction import stream
 
+from . import native
 from .errors import RiemError
 
 DIRECT = 16
@@ -48,8 +51,13 @@ SPAN = 1 << 16
 """Integers whose signs are looked up at a time, so that these stay in the cache."""
 WINDOWS = (1, 2, 4, 16, 64)
 """Choices for how many integers of a vector predict the next."""
+LANES = 4
+"""Streams that the tokens of a large matrix are dealt to: a processor works on them side by side."""
+_LENGTHS = struct.Struct('<III')  # bytes of each stream but the last
 
 _BITS_24 = stream.model.Uniform(1 << 24)
+_ENDS_ELSEWHERE = 'integer stream: expected its end after the last integer, found it elsewhere; the file is damaged'
+_OTHER_LARGEST = 'integer stream: expected {} as its largest token, found {}; the file is damaged'
 _TOO_LARGE = 'integer stream: expected integers of 32 bits, found a larger one; the file is damaged'
 _STEP_BITS = STEPS.bit_length() - 1
 _LOW = np.array([*range(DIRECT), *(half << (e - 1) for e in range(4, 32) for half in (2, 3))], np.uint32)
@@ -73,75 +81,136 @@ def _geometric() -> np.ndarray:
     return np.rint(PRIOR * UNIT * -np.diff(above, axis=0).T) + RARE
 
 
-_PRIOR = _geometric()
+_PRIOR = np.ascontiguousarray(_geometric())
+_SHRINKAGES = np.array(SHRINKAGES)
+_WINDOWS = np.array(WINDOWS, np.int64)
 
 
 class _Writer:
-    """Collects symbols with their distributions; the coder wants them last to first."""
+    """Collects symbols with their distributions; the coders want them last to first."""
 
-    def __init__(self) -> None:
-        self._calls: list[tuple[np.ndarray, object]] = []
+    def __init__(self, lanes: int = 1) -> None:
+        self._calls: list[list[tuple[np.ndarray, object]]] = [[] for _ in range(lanes)]
 
     def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
-        self._calls.append((symbols.astype(np.int32, copy=False), model))
+        self._calls[0].append((symbols.astype(np.int32, copy=False), model))
+        return symbols
+
+    def deal(self, symbols: np.ndarray, model: object) -> np.ndarray:
+        for lane, calls in enumerate(self._calls):
+            if len(part := symbols[lane :: len(self._calls)]):
+                calls.append((part.astype(np.int32), model))
         return symbols
 
     def payload(self) -> bytes:
-        coder = stream.stack.AnsCoder()
-        coder.encode_reverse(np.array([1], np.int32), _BITS_24)
-        for symbols, model in reversed(self._calls):
-            coder.encode_reverse(symbols, model)
-        return coder.get_compressed().astype('<u4').tobytes().rstrip(b'\0')
+        parts = [_payload(calls) for calls in self._calls]
+        return parts[0] if len(parts) == 1 else _LENGTHS.pack(*map(len, parts[:-1])) + b''.join(parts)
+
+
+def _payload(calls: list[tuple[np.ndarray, object]]) -> bytes:
+    coder = stream.stack.AnsCoder()
+    coder.encode_reverse(np.array([1], np.int32), _BITS_24)
+    for symbols, model in reversed(calls):
+        coder.encode_reverse(symbols, model)
+    return coder.get_compressed().astype('<u4').tobytes().rstrip(b'\0')
 
 
 class _Reader:
     """Gives back what a writer collected; of the symbols it is called with, only their number counts."""
 
-    def __init__(self, payload: bytes) -> None:
-        if payload[-1:] == b'\0':
-            raise RiemError('integer stream: expected no zero byte at its end, found one; the file is damaged')
-        words = np.frombuffer(payload + bytes(-len(payload) % 4), '<u4').astype(np.uint32)
-        self._coder = stream.stack.AnsCoder(words)
+    def __init__(self, payloads: tuple[bytes, ...]) -> None:
+        self._coders = [
+            stream.stack.AnsCoder(np.frombuffer(part + bytes(-len(part) % 4), '<u4').astype(np.uint32))
+            for part in payloads
+        ]
 
     def code(self, symbols: np.ndarray, model: object) -> np.ndarray:
-        return self._coder.decode(model, len(symbols))
+        return self._coders[0].decode(model, len(symbols))
+
+    def deal(self, symbols: np.ndarray, model: object) -> np.ndarray:
+        lanes = len(self._coders)
+        if lanes == 1:
+            return self.code(symbols, model)
+        dealt = np.empty(len(symbols), np.int32)
+        for lane, coder in enumerate(self._coders[: len(symbols)]):
+            dealt[lane::lanes] = coder.decode(model, len(dealt[lane::lanes]))
+        return dealt
 
     def finish(self) -> None:
-        # a stream that ran out has given zeros only
-        if self._coder.decode(_BITS_24) != 1 or not self._coder.is_empty():
-            raise RiemError(
-                'integer stream: expected its end after the last integer, found it elsewhere; the file is damaged'
-            )
+        for coder in self._coders:
+            # a stream that ran out has given zeros only
+            if coder.decode(_BITS_24) != 1 or not coder.is_empty():
+                raise RiemError(_ENDS_ELSEWHERE)
 
 
-def encode(symbols: np.ndarray, period: int = 1) -> bytes:
+def _payloads(data: bytes, lanes: int = 1) -> tuple[bytes, ...]:
+    """Those of the streams in the bytes."""
+    parts = (data,)
+    if lanes > 1:
+        if len(data) < _LENGTHS.size:
+            raise RiemError(f'integer stream: expected at least {_LENGTHS.size} bytes, found {len(data)}')
+        stops = list(itertools.accumulate(_LENGTHS.unpack_from(data), initial=_LENGTHS.size))
+        if stops[-1] > len(data):
+            raise RiemError(f'integer stream: expected {stops[-1]} bytes and more, found {len(data)}')
+        parts = tuple(data[start:stop] for start, stop in zip(stops, [*stops[1:], len(data)]))
+    for part in parts:
+        if part[-1:] == b'\0':
+            raise RiemError('integer stream: expected no zero byte at its end, found one; the file is damaged')
+    return parts
+
+
+def encode(symbols: np.ndarray, period: int = 1, lanes: int = 1) -> bytes:
     """The bytes of an integer matrix, which :func:`decode` reads; one byte where every integer is zero.
 
     Args:
         symbols: ``(rows, channels * period)``, integers that int32 can hold.
         period: columns of one input channel, the taps of its kernel, next to each other.
+        lanes: streams that the tokens are dealt to, 1 or ``LANES``; the further ones take about 33 bytes.
 
     Raises:
         RiemError: an integer that int32 cannot hold, or columns that the period does not divide.
     """
     symbols = _int32(symbols)
     _check_shape(symbols.shape, period)
-    writer = _Writer()
+    writer = _Writer(lanes)
     _write(writer, np.abs(symbols).view(np.uint32), symbols < 0, period)
     return writer.payload()
 
 
-def decode(data: bytes, shape: tuple[int, int], period: int = 1) -> np.ndarray:
+def decode(data: bytes, shape: tuple[int, int], period: int = 1, lanes: int = 1) -> np.ndarray:
     """The matrix that :func:`encode` was given, of ``shape``: int8 where all magnitudes are small, else int32.
 
     Raises:
-        RiemError: the bytes are not those of a matrix of this shape and period.
+        RiemError: the bytes are not those of a matrix of this shape, period and number of lanes.
     """
     _check_shape(shape, period)
-    reader = _Reader(data)
+    payloads = _payloads(data, lanes)
+    if native.module is not None:
+        return _native_matrix(payloads, shape, period)
+    reader = _Reader(payloads)
     magnitudes, negative = _read(reader, shape, period)
     reader.finish()
     return _signed(magnitudes, negative).reshape(shape)
+
+
+def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], period: int) -> np.ndarray:
+    out = np.empty(shape, np.int8)
+    status = native.module.matrix(payloads, out, *shape, period, _PRIOR, _SHRINKAGES)
+    if status[0] == native.module.WIDE:
+        out = np.empty(shape, np.int32)
+        status = native.module.matrix(payloads, out, *shape, period, _PRIOR, _SHRINKAGES)
+    _require_ok(*status)
+    return out
+
+
+def _require_ok(status: int, largest: int, found: int) -> None:
+    """Raise what the status of a compiled function means."""
+    if status == native.module.OTHER_LARGEST:
+        raise RiemError(_OTHER_LARGEST.format(largest, found))
+    if status == native.module.ENDS_ELSEWHERE:
+        raise RiemError(_ENDS_ELSEWHERE)
+    if status == native.module.TOO_LARGE:
+        raise RiemError(_TOO_LARGE)
 
 
 def _signed(magnitudes: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -185,7 +254,12 @@ def decode_vector(data: bytes, count: int) -> np.ndarray:
     Raises:
         RiemError: the bytes are not those of a vector of this length.
     """
-    reader = _Reader(data)
+    payloads = _payloads(data)
+    if native.module is not None:
+        out = np.empty(count, np.int32)
+        _require_ok(*native.module.vector(*payloads, out, _WINDOWS, _PRIOR, _SHRINKAGES))
+        return out
+    reader = _Reader(payloads)
     window = WINDOWS[_code_integer(reader, 0, len(WINDOWS))]
     first = np.zeros(min(count, 1), np.uint32), np.zeros(min(count, 1), bool)
     _code_first(reader, *first)
@@ -239,7 +313,7 @@ def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndar
         _code_tokens(reader, planes, choices, largest + 1)
     tokens = planes.transpose(1, 2, 0).reshape(-1)
     if largest != (found := int(tokens.max(initial=0))):
-        raise RiemError(f'integer stream: expected {largest} as its largest token, found {found}; the file is damaged')
+        raise RiemError(_OTHER_LARGEST.format(largest, found))
     magnitudes = tokens if largest < DIRECT else _LOW[tokens]
     signs = _code_bits(reader, tokens, magnitudes, np.empty(np.count_nonzero(tokens), np.uint8))
     return magnitudes, _with_signs(tokens, signs)
@@ -337,8 +411,10 @@ def _code_tokens(coder: _Writer | _Reader, planes: np.ndarray, choices: list[int
                 mean = (sum(tap_sums) + 1) / (sum(tap_counts) + 2)
                 scales = [(total / mean + 32) / (count + 32) for total, count in zip(tap_sums, tap_counts)]
                 seen = [down.stop] * taps.start + [down.start] * (period - taps.start)
-                # the sum of Python adds one row after the other, an order that numpy does not promise for floats
-                weight = sum(count * scale for count, scale in zip(seen, scales)) + by_channel
+                weight = 0.0
+                for count, scale in zip(seen, scales):  # from 3.12 on, the sum of Python is another one for floats
+                    weight += count * scale
+                weight += by_channel
                 channel = (_add(sums) + by_channel * mean) / weight
                 before = slice(taps.start if by_kernel == FIXED else 0, taps.stop)
                 column = sums[before] + np.array([[by_column * scale] for scale in scales[before]]) * channel
@@ -351,6 +427,7 @@ def _code_tokens(coder: _Writer | _Reader, planes: np.ndarray, choices: list[int
                     row = np.ones((len(row_sums), 1), np.float32)
                 expected = row * column[taps.start - taps.stop :, None]
                 if taps.start and by_kernel != FIXED:
+                    # the sum of Python adds one row after the other, an order that numpy does not promise for floats
                     usual = row * sum(column[: taps.start])
                     usual += np.float32(by_kernel)
                     expected *= (kernel_sums + np.float32(by_kernel)) / usual
@@ -415,7 +492,7 @@ class _Distributions:
             where = (classes == number).nonzero()[0] if first < last else slice(None)
             symbols = flat[where]
             if len(symbols):
-                part = self._coder.code(symbols, stream.model.Categorical(frequency, perfect=False))
+                part = self._coder.deal(symbols, stream.model.Categorical(frequency, perfect=False))
                 self._counts[number + 1] += np.bincount(part, minlength=self._alphabet)
                 flat[where] = part.astype(np.uint8)
         tokens[...] = flat.reshape(tokens.shape)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import entropy
+from . import entropy, native
 from .errors import RiemError
 from .exact import powers_of_two
 from .matrix_free import EVERYTHING, Block, State, spans
@@ -51,6 +51,8 @@ LARGEST_CODE = 1 << 10
 BLOCK = 128
 """Columns between two updates of all later ones."""
 MAX_PERIOD = 1 << 12
+MANY = 1 << 17
+"""Integers from which on a matrix is coded in ``entropy.LANES`` streams, which cost it next to nothing."""
 DECODED = 1 << 16
 """Weights that are computed at a time, in float64, so that these stay in the cache."""
 SEARCH_TURNS = 24
@@ -67,11 +69,19 @@ class Lattice(Representation):
     integer_states = ('z',)
 
     def __init__(
-        self, codes: np.ndarray, step: float, rows: np.ndarray, columns: np.ndarray, period: int, octave: int = OCTAVE
+        self,
+        codes: np.ndarray,
+        step: float,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        period: int,
+        octave: int = OCTAVE,
+        lanes: int | None = None,
     ) -> None:
         self.shape = codes.shape
         self._codes, self._rows, self._columns = codes, rows, columns
         self._step, self._period, self._octave = float(np.float32(step)), period, octave
+        self._lanes = lanes or (entropy.LANES if codes.size >= MANY else 1)
         self._payload: bytes | None = None
 
     @classmethod
@@ -128,20 +138,22 @@ class Lattice(Representation):
         return self._codes.astype(np.int32, copy=False)
 
     def settings(self) -> dict[str, Any]:
-        return {'period': self._period, **({'octave': self._octave} if self._octave != OCTAVE else {})}
+        others = {'octave': (self._octave, OCTAVE), 'lanes': (self._lanes, 1)}
+        return {'period': self._period, **{name: value for name, (value, usual) in others.items() if value != usual}}
 
     def to_payload(self) -> bytes:
         if self._payload is None:
             rows, columns = _pack_exponents(self._rows), _pack_exponents(self._columns)
             header = _HEADER.pack(self._step, len(rows), len(columns))
-            self._payload = header + rows + columns + entropy.encode(self._codes, self._period)
+            self._payload = header + rows + columns + entropy.encode(self._codes, self._period, self._lanes)
         return self._payload
 
     @classmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Lattice:
-        fine = {'octave': (FINE_OCTAVE, FINE_OCTAVE)} if isinstance(settings, dict) and 'octave' in settings else {}
-        check_settings(cls.name, settings, {'period': (1, MAX_PERIOD), **fine})
-        octave = settings.get('octave', OCTAVE)
+        others = {'octave': (FINE_OCTAVE, FINE_OCTAVE), 'lanes': (entropy.LANES, entropy.LANES)}
+        present = {name: bound for name, bound in others.items() if isinstance(settings, dict) and name in settings}
+        check_settings(cls.name, settings, {'period': (1, MAX_PERIOD), **present})
+        octave, lanes = settings.get('octave', OCTAVE), settings.get('lanes', 1)
         if shape[1] % settings['period']:
             raise RiemError(f'lattice: expected a divisor of {shape[1]} columns as period, found {settings["period"]}')
         if len(payload) < _HEADER.size:
@@ -153,12 +165,13 @@ class Lattice(Representation):
         if second > len(payload):
             raise RiemError(f'lattice: expected {second} bytes and more, found {len(payload)}')
         lattice = cls(
-            entropy.decode(payload[second:], shape, settings['period']),
+            entropy.decode(payload[second:], shape, settings['period'], lanes),
             step,
             _unpack_exponents(payload[_HEADER.size : first], shape[0], octave),
             _unpack_exponents(payload[first:second], shape[1], octave),
             settings['period'],
             octave,
+            lanes,
         )
         lattice._payload = bytes(payload)
         return lattice
@@ -167,6 +180,9 @@ class Lattice(Representation):
         rows = self._step * powers_of_two(self._rows, self._octave)[:, None]
         columns = powers_of_two(self._columns, self._octave)
         weight = np.empty(self.shape, np.float32)
+        if native.module is not None and self._codes.dtype == np.int8:
+            native.module.dequantise(weight, rows, columns, self._codes)
+            return torch.from_numpy(weight)
         height = max(1, DECODED // self.shape[1])
         with np.errstate(over='ignore'):  # the container refuses what is not finite
             for start in range(0, len(weight), height):

@@ -136,6 +136,23 @@ def in_order(work: Callable[[S], T], items: Iterable[S], threads: int) -> Iterat
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def costly_first(work: Callable[[S], T], items: Sequence[S], costs: Sequence[float], threads: int) -> Iterator[T]:
+    """The results of ``work`` on each item, in their order, made by so many threads, the costly ones first.
+
+    Of several errors the one of the first item is raised.
+
+    >>> list(costly_first(abs, [-1, 2, -3], [1, 1, 5], 2))
+    [1, 2, 3]
+    """
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        started = {at: pool.submit(work, items[at]) for at in sorted(range(len(items)), key=lambda at: -costs[at])}
+        try:
+            for at in range(len(items)):
+                yield started[at].result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within, torch computes with one thread, so that sums do not depend on how many there are."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmriem.core.entropy import DIRECT, SPAN, decode, decode_vector, encode, encode_vector
+from mmriem.core.entropy import DIRECT, LANES, SPAN, decode, decode_vector, encode, encode_vector
 from mmriem.core.errors import RiemError
 
 INT32 = np.iinfo(np.int32)
@@ -111,6 +111,15 @@ def test_zeros_take_one_byte(shape):
     assert len(encode(np.zeros(shape, np.int8))) == 1
 
 
+@pytest.mark.parametrize(('shape', 'period'), [((300, 1300), 1), ((64, 576), 9), ((0, 9), 9), ((1, 3), 1)])
+@pytest.mark.parametrize('scale', [0.6, 40.0])
+def test_lanes_hold_the_same_in_a_few_bytes_more(shape, period, scale):
+    symbols = normal(*shape, scale)
+    dealt, plain = encode(symbols, period, LANES), encode(symbols, period)
+    assert np.array_equal(decode(dealt, shape, period, LANES), symbols)
+    assert 0 < len(dealt) - len(plain) < 40
+
+
 # ---- sizes
 
 
@@ -212,6 +221,19 @@ def test_shapes_that_no_matrix_has(shape, period):
         encode(np.zeros(shape, np.int8), period)
     with pytest.raises(RiemError, match='rows and columns'):
         decode(b'\1', shape, period)
+
+
+@pytest.mark.parametrize(('data', 'match'), [(b'123', '12 bytes'), (b'\xff' * 40, 'bytes and more')])
+def test_lanes_of_other_lengths(data, match):
+    with pytest.raises(RiemError, match=match):
+        decode(data, (4, 4), 1, LANES)
+
+
+def test_another_number_of_lanes():
+    symbols = normal(30, 90, 0.8)
+    for lanes, others in ((1, LANES), (LANES, 1)):
+        with pytest.raises(RiemError, match='expected'):
+            decode(encode(symbols, 9, lanes), symbols.shape, 9, others)
 
 
 def test_negative_shapes():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmriem.core import entropy, lattice
 from mmriem.core.errors import RiemError
 from mmriem.core.exact import powers_of_two
-from mmriem.core.lattice import DAMPING, DEAD_ZONE, DECODED, Lattice, Problem
+from mmriem.core.lattice import DAMPING, DEAD_ZONE, DECODED, MANY, Lattice, Problem
 from mmriem.core.representation import get_representation
 
 HEADER = 12
@@ -138,6 +138,23 @@ def test_steps_that_make_no_sense_are_refused(step):
         Lattice.from_payload((8, 12), {'period': 1}, struct.pack('<f', step) + payload[4:])
 
 
+def test_large_matrices_are_dealt_to_lanes():
+    rows, columns = 256, MANY // 256
+    codes = np.random.default_rng(4).integers(-2, 3, (rows, columns)).astype(np.int32)
+    exponents = np.zeros(rows, np.int32), np.zeros(columns, np.int32)
+    large, smaller = Lattice(codes, 0.5, *exponents, 1), Lattice(codes[1:], 0.5, exponents[0][1:], exponents[1], 1)
+    assert large.settings() == {'period': 1, 'lanes': 4} and smaller.settings() == {'period': 1}
+    single = Lattice(codes, 0.5, *exponents, 1, lanes=1)  # as files have it that were written before there were lanes
+    assert single.settings() == {'period': 1}
+    assert 0 < len(large.to_payload()) - len(single.to_payload()) < 40
+    for made in (large, smaller, single):
+        back = Lattice.from_payload(made.shape, made.settings(), made.to_payload())
+        assert (back.codes == made.codes).all() and torch.equal(back.decode(), made.decode())
+        assert back.settings() == made.settings()
+    with pytest.raises(RiemError):
+        Lattice.from_payload(single.shape, large.settings(), single.to_payload())
+
+
 @pytest.mark.parametrize('lengths', [(0xFFFFFFFF, 0), (0, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (1, 1), (200, 0)])
 def test_wrong_lengths_of_the_exponents_are_refused(lengths):
     payload = small().to_payload()
@@ -158,7 +175,11 @@ def test_steps_out_of_range_are_refused(where, value):
 
 
 @pytest.mark.parametrize(
-    'chosen', [{}, {'period': 0}, {'period': 5}, {'period': 1.0}, {'period': True}, {'period': 1, 'more': 2}, None]
+    'chosen',
+    [
+        *[{}, {'period': 0}, {'period': 5}, {'period': 1.0}, {'period': True}, {'period': 1, 'more': 2}],
+        *[{'period': 1, 'lanes': 2}, {'period': 1, 'lanes': 1}, None],
+    ],
 )
 def test_settings_that_do_not_fit_are_refused(chosen):
     with pytest.raises(RiemError):

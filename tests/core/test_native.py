@@ -1,0 +1,157 @@
+"""The compiled part of decoding gives what the Python beside it gives, of whole streams and of damaged ones."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmriem.core import native
+from mmriem.core.entropy import LANES, decode, decode_vector, encode, encode_vector
+from mmriem.core.errors import RiemError
+from mmriem.core.lattice import Lattice
+
+INT32 = np.iinfo(np.int32)
+pytestmark = pytest.mark.skipif(native.module is None, reason='mmriem/core/_native.c was not compiled')
+
+
+def outcome(work):
+    try:
+        found = work()
+    except RiemError as error:
+        return str(error)
+    return found.dtype, found.shape, found.tobytes()
+
+
+def both(work):
+    """What it comes to in Python and compiled."""
+    compiled = outcome(work)
+    module, native.module = native.module, None
+    try:
+        return outcome(work), compiled
+    finally:
+        native.module = module
+
+
+def same(work):
+    plain, compiled = both(work)
+    assert plain == compiled
+    return compiled
+
+
+def symbols_of(rows, columns, scale, spread=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    scales = scale * np.exp(spread * rng.normal(0, 1, (rows, 1))) * np.exp(spread * rng.normal(0, 1, (1, columns)))
+    return np.rint(rng.normal(0, 1, (rows, columns)) * scales).clip(INT32.min, INT32.max).astype(np.int32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 60),
+    st.integers(0, 40),
+    st.sampled_from([1, 2, 4, 9, 25, 70]),
+    st.floats(0.05, 1e5),
+    st.floats(0, 2),
+    st.sampled_from([1, LANES]),
+    st.integers(0, 1000),
+)
+def test_matrices(rows, channels, period, scale, spread, lanes, seed):
+    symbols = symbols_of(rows, channels * period, scale, spread, seed)
+    data = encode(symbols, period, lanes)
+    found = same(lambda: decode(data, symbols.shape, period, lanes))
+    assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
+
+
+@pytest.mark.parametrize('lanes', [1, LANES])
+@pytest.mark.parametrize(
+    ('shape', 'period'), [((1000, 700), 1), ((130, 800 * 9), 9), ((2, 3 * 3000), 3000), ((700, 200), 1), ((1, 9000), 1)]
+)
+def test_matrices_of_many_tiles(shape, period, lanes):
+    symbols = symbols_of(*shape, 0.8)
+    data = encode(symbols, period, lanes)
+    found = same(lambda: decode(data, shape, period, lanes))
+    assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(INT32.min, INT32.max), max_size=90))
+def test_vectors_of_any_integers(values):
+    data = encode_vector(np.array(values, np.int64))
+    assert np.frombuffer(same(lambda: decode_vector(data, len(values)))[2], np.int32).tolist() == values
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 700), st.floats(0, 30), st.booleans(), st.integers(-100, 100), st.integers(0, 1000))
+def test_vectors(count, spread, smooth, offset, seed):
+    values = symbols_of(1, count, spread, 0, seed)[0]
+    values = offset + (values.cumsum() if smooth else values)
+    data = encode_vector(values)
+    assert np.array_equal(np.frombuffer(same(lambda: decode_vector(data, count))[2], np.int32), values)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 30), st.integers(0, 8), st.sampled_from([1, 2, 9, 300]), st.booleans())
+def test_random_bytes(data, rows, channels, period, dealt):
+    if dealt and len(data) > 8:
+        third = (len(data) // 4).to_bytes(4, 'little')
+        data = third * 3 + data
+    same(lambda: decode(data, (rows, channels * period), period, LANES if dealt else 1))
+    same(lambda: decode_vector(data, rows))
+
+
+@pytest.mark.parametrize(('scale', 'period', 'lanes'), [(0.8, 9, 1), (300.0, 9, 1), (0.8, 1, LANES), (300.0, 9, LANES)])
+def test_every_flipped_bit(scale, period, lanes):
+    symbols = symbols_of(5, 18, scale)
+    data = encode(symbols, period, lanes)
+    errors = set()
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        found = same(lambda flipped=bytes(flipped): decode(flipped, symbols.shape, period, lanes))
+        errors |= {found.split(',')[0]} if isinstance(found, str) else set()
+    assert len(errors) >= 3
+
+
+@pytest.mark.parametrize('lanes', [1, LANES])
+def test_pieces_of_a_larger_stream(lanes):
+    symbols = symbols_of(100, 900, 0.8)
+    data = encode(symbols, 9, lanes)
+    for piece in (data[:-1], data[1:], data[: len(data) // 2], data[-3000:], data + data, b''):
+        assert 'expected' in same(lambda piece=piece: decode(piece, symbols.shape, 9, lanes))
+
+
+def test_numbers_beyond_32_bits():
+    data = encode(np.full((1, 3), INT32.min))
+    errors = []
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        errors.append(same(lambda flipped=bytes(flipped): decode(flipped, (1, 3))))
+    assert any('integers of 32 bits' in error for error in errors if isinstance(error, str))
+
+
+@pytest.mark.parametrize('period', [1, 9])
+def test_weights(period):
+    rng = np.random.default_rng(3)
+    exponents = [rng.integers(-30, 30, size).astype(np.int32) for size in (70, 90)]
+    lattice = Lattice(symbols_of(70, 90, 2.0).astype(np.int8), 0.0173, *exponents, period)
+    same(lambda: lattice.decode().numpy())
+
+
+def test_weights_that_float32_cannot_hold():
+    huge = np.full(4, 2000, np.int32)
+    lattice = Lattice(np.ones((4, 4), np.int8), 1.0, huge, huge, 1)
+    same(lambda: lattice.decode().numpy())
+    assert torch.isinf(lattice.decode()).all()
+
+
+@pytest.mark.parametrize('sizes', [(16, 4, 5, 1), (20, 4, 5, 2), (20, -4, -5, 1), (20, 4, 5, 0)])
+def test_buffers_of_other_sizes_are_refused(sizes):
+    count, rows, columns, period = sizes
+    tables = np.zeros(56 * 72), np.zeros(8)
+    with pytest.raises(ValueError, match='other sizes'):
+        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, period, *tables)
+    with pytest.raises(ValueError, match='other sizes'):
+        native.module.matrix((b'\1',), np.empty(20, np.int8), 4, 5, 1, tables[0][1:], tables[1])
+    with pytest.raises(ValueError, match='other sizes'):
+        native.module.dequantise(np.empty((4, 5), np.float32), np.ones(4), np.ones(5), np.ones(count - 1, np.int8))
