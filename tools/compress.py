@@ -72,6 +72,12 @@ def parse_args() -> argparse.Namespace:
         '--no-recalibration', action='store_true', help='leave norms and biases as they are in the checkpoint'
     )
     parser.add_argument(
+        '--no-trellis',
+        dest='trellis',
+        action='store_false',
+        help='round the integers of lattice one by one: larger files, whose integers can be trained',
+    )
+    parser.add_argument(
         '--tune',
         type=int,
         metavar='STEPS',
@@ -160,6 +166,7 @@ def main() -> None:
         seed=args.seed,
         effort=args.effort,
         recalibration=not args.no_recalibration,
+        trellis=args.trellis,
         tuning=args.tune,
     )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -86,7 +86,9 @@ class Finetuning:
         stock, live = self.work_dir / 'stock.py', self.work_dir / 'live.py'
         self.stock.dump(stock), self.live.dump(live)
         if not self.shared.exists():
-            compress_detector(str(stock), self.checkpoint, Outputs(self.shared), Settings(bits=self.bits), force=True)
+            compress_detector(
+                str(stock), self.checkpoint, Outputs(self.shared), Settings(bits=self.bits, trellis=False), force=True
+            )
         tuned = self.work_dir / 'tuned.riem'
         if not tuned.exists():
             read_pth_safely()

@@ -1,6 +1,7 @@
-"""Fine-tuning of a compressed demo detector: integer states are trained straight through, with norms and biases.
+r"""Fine-tuning of a compressed demo detector: integer states are trained straight through, with norms and biases.
 
-python tools/compress.py configs/demo/gfl_r18_fpn_digits.py demo/gfl_r18_fpn_digits.pth --bits 0.5 --out small.riem
+python tools/compress.py configs/demo/gfl_r18_fpn_digits.py demo/gfl_r18_fpn_digits.pth --bits 0.5 \
+    --no-trellis --out small.riem
 python tools/train.py configs/riem/gfl_riem_digits_integers.py --work-dir tuned --cfg-options load_from=small.riem
 python tools/compress.py configs/riem/gfl_riem_digits_integers.py tuned/epoch_2.pth --out tuned.riem
 """

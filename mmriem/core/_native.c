@@ -1,10 +1,11 @@
-/* What entropy.py does to decode a matrix, compiled: the same numbers, many times as fast.
+/* What entropy.py does to decode a matrix and trellis.py to find one, compiled: the same numbers, many times as fast.
 
-entropy.py is the specification. Every float here is one IEEE operation of its own, in the order that it has there, so
+They are the specification. Every float here is one IEEE operation of its own, in the order that it has there, so
 it must be compiled without contraction of products and sums (-ffp-contract=off). */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,10 +18,13 @@ it must be compiled without contraction of products and sums (-ffp-contract=off)
 
 enum { DIRECT = 16, TOKENS = DIRECT + 2 * 28, STEPS = 4, LOWEST = -8, CLASSES = STEPS * (6 - LOWEST), UNIT = 4096 };
 enum { TILE = 4, MOST_ROWS = 128, MOST_CHANNELS = 512, SINGLE = 8, LANES = 4 };
-enum { SPAN = 4096 };
+enum { SPAN = 4096, STATES = 8, LEVELS = 64, LARGEST = 1 << 20 };
 enum { TABLE_BITS = 9, TABLE = 1 << TABLE_BITS, PRECISION = 24, FEW = 48 };
 static const double FIXED = 16777216.0;
 static const uint32_t WHOLE = 1u << PRECISION;
+
+static const uint8_t NEXT[STATES][2] = {{0, 2}, {7, 5}, {1, 3}, {6, 4}, {2, 0}, {5, 7}, {3, 1}, {4, 6}};
+static uint64_t next_packed; /* the same, four bits each */
 
 /* One stream of asymmetric numeral systems, read from its end to its start. */
 typedef struct {
@@ -504,8 +508,42 @@ static void negate_some(uint8_t *tokens, const uint8_t *signs, size_t count)
     }
 }
 
-/* Gives magnitudes their lower bits and their signs: in place, or in ``wide``, where that is not NULL. */
-static void decode_rest(Bits *bits, Lane *lane, uint8_t *tokens, int64_t *wide, size_t count, int largest)
+static inline int state_after(int state, int parity)
+{
+    return next_packed >> (8 * state + 4 * parity) & 7;
+}
+
+/* Magnitudes from their halves, along each row: see trellis.py. */
+static void sizes_of_halves(uint8_t *halves, size_t rows, size_t columns)
+{
+    size_t row = 0;
+    for (; row + 4 <= rows; row += 4) {
+        uint8_t *one = halves + row * columns, *two = one + columns, *three = two + columns, *four = three + columns;
+        int a = 0, b = 0, c = 0, d = 0;
+        for (size_t at = 0; at < columns; at++) {
+            const int first = one[at], second = two[at], third = three[at], fourth = four[at];
+            one[at] = 2 * first + (a & 1);
+            two[at] = 2 * second + (b & 1);
+            three[at] = 2 * third + (c & 1);
+            four[at] = 2 * fourth + (d & 1);
+            a = state_after(a, first & 1);
+            b = state_after(b, second & 1);
+            c = state_after(c, third & 1);
+            d = state_after(d, fourth & 1);
+        }
+    }
+    for (; row < rows; row++)
+        for (size_t at = 0, state = 0; at < columns; at++) {
+            const int half = halves[row * columns + at];
+            halves[row * columns + at] = 2 * half + (state & 1);
+            state = state_after(state, half & 1);
+        }
+}
+
+/* Gives magnitudes their lower bits and their signs: in place, or in ``wide``, where that is not NULL. With
+``columns`` they are halves, of rows of so many. */
+static void decode_rest(Bits *bits, Lane *lane, uint8_t *tokens, int64_t *wide, size_t count, int largest,
+                        size_t columns)
 {
     if (wide) {
         for (size_t at = 0; at < count; at++)
@@ -519,7 +557,15 @@ static void decode_rest(Bits *bits, Lane *lane, uint8_t *tokens, int64_t *wide, 
                 if (extra_of(tokens[at]) > place)
                     wide[at] |= (int64_t)*bits_take(bits, 1) << place;
         }
-    }
+        for (size_t at = 0, state = 0; columns && at < count; at++) {
+            state = at % columns ? state : 0;
+            const int parity = wide[at] & 1;
+            wide[at] = 2 * wide[at] + (state & 1);
+            state = state_after(state, parity);
+            tokens[at] = wide[at] != 0;
+        }
+    } else if (columns)
+        sizes_of_halves(tokens, count / columns, columns);
     bits_start(bits, lane, count_nonzero(tokens, count));
     for (size_t start = 0; start < count; start += SPAN) {
         const size_t some = smaller(SPAN, count - start);
@@ -562,7 +608,7 @@ VECTORISED static int largest_of(const uint8_t *tokens, size_t count)
 /* Integers (rows, columns): magnitudes below DIRECT with signs in ``narrow``, or any in ``wide``, in which case
 ``narrow`` takes the tokens. WIDE where ``wide`` is NULL and would be needed. */
 static int decode_integers(Lane *lanes, int count_of_lanes, uint8_t *narrow, int64_t *wide, size_t rows, size_t columns,
-                           size_t period, Tables tables, int *expected, int *found)
+                           size_t period, int trellis, Tables tables, int *expected, int *found)
 {
     const size_t count = rows * columns;
     const int choices = period > 1 ? 4 : rows > 1 ? 2 : 0;
@@ -597,7 +643,7 @@ static int decode_integers(Lane *lanes, int count_of_lanes, uint8_t *narrow, int
     if (*found != largest)
         status = OTHER_LARGEST;
     else
-        decode_rest(bits, lanes, narrow, wide, count, largest);
+        decode_rest(bits, lanes, narrow, wide, count, largest, trellis ? columns : 0);
 done:
     free(bits), free(coder);
     if (period > 1)
@@ -606,7 +652,7 @@ done:
 }
 
 static int decode_matrix(Lane *lanes, int count_of_lanes, void *out, int wide, size_t rows, size_t columns,
-                         size_t period, Tables tables, int *expected, int *found)
+                         size_t period, int trellis, Tables tables, int *expected, int *found)
 {
     const size_t count = rows * columns;
     int status = OK, fits = 1;
@@ -614,8 +660,8 @@ static int decode_matrix(Lane *lanes, int count_of_lanes, void *out, int wide, s
         uint8_t *tokens = malloc(count + 1);
         int64_t *values = malloc(8 * count + 1);
         int32_t *narrowed = out;
-        status = tokens && values ? decode_integers(lanes, count_of_lanes, tokens, values, rows, columns, period, tables,
-                                                    expected, found)
+        status = tokens && values ? decode_integers(lanes, count_of_lanes, tokens, values, rows, columns, period, trellis,
+                                                    tables, expected, found)
                                   : NO_MEMORY;
         for (size_t at = 0; status == OK && at < count; at++) {
             fits &= values[at] >= INT32_MIN && values[at] <= INT32_MAX;
@@ -623,7 +669,8 @@ static int decode_matrix(Lane *lanes, int count_of_lanes, void *out, int wide, s
         }
         free(tokens), free(values);
     } else
-        status = decode_integers(lanes, count_of_lanes, out, NULL, rows, columns, period, tables, expected, found);
+        status = decode_integers(lanes, count_of_lanes, out, NULL, rows, columns, period, trellis, tables, expected,
+                                 found);
     for (int lane = 0; lane < count_of_lanes && status == OK; lane++)
         if (!lane_ends(lanes + lane))
             status = ENDS_ELSEWHERE;
@@ -642,9 +689,9 @@ static int decode_vector(Lane *lane, int32_t *out, size_t count, const int64_t *
         const size_t window = windows[lane_uniform(lane, 5)];
         if (count) {
             tokens[0] = lane_uniform(lane, TOKENS);
-            decode_rest(bits, lane, tokens, values, 1, tokens[0]);
+            decode_rest(bits, lane, tokens, values, 1, tokens[0], 0);
         }
-        status = decode_integers(lane, 1, tokens, values + 1, 1, count ? count - 1 : 0, 1, tables, expected, found);
+        status = decode_integers(lane, 1, tokens, values + 1, 1, count ? count - 1 : 0, 1, 0, tables, expected, found);
         if (status == OK && !lane_ends(lane))
             status = ENDS_ELSEWHERE;
         int64_t sum = 0, number = 0;
@@ -663,6 +710,118 @@ static int decode_vector(Lane *lane, int32_t *out, size_t count, const int64_t *
         }
     }
     free(tokens), free(values), free(bits);
+    return status;
+}
+
+/* ---- the search of trellis.py */
+
+typedef struct {
+    const float *factor, *steps, *pivots, *table; /* factor may be NULL */
+    size_t columns;
+} Columns;
+
+VECTORISED static void leave(float *wanted, const float *before, const float *factor, float error, size_t count)
+{
+    for (size_t at = 0; at < count; at++)
+        wanted[at] = before[at] + factor[at] * error;
+}
+
+/* The integer of that quantiser and parity that costs least, the nearest or the one below. */
+static inline float nearest(float value, int odd, int parity, const float *table, float *cost)
+{
+    float size = fabsf(value);
+    size = size < (float)LARGEST ? size : (float)LARGEST;
+    const float first = 2 * parity + odd, rounded = floorf((size - first) * 0.25f + 0.5f);
+    const float count = rounded > 0 ? rounded : 0, near = 4 * count + first, below = count > 0 ? near - 4 : near;
+    const float highest = LEVELS - 1, level = near * 0.5f, lower = below * 0.5f;
+    const float by_near = (size - near) * (size - near) + table[(int)(level < highest ? level : highest)];
+    const float by_below = (size - below) * (size - below) + table[(int)(lower < highest ? lower : highest)];
+    *cost = by_below < by_near ? by_below : by_near;
+    return copysignf(by_below < by_near ? below : near, value);
+}
+
+/* One row; ``wanted`` has room for two rows of each state, ``made`` and ``origins`` for one. */
+static double search_row(const Columns *all, const float *weight, const float *target, uint8_t *start, float *codes,
+                         float *wanted, float *made, uint8_t *origins)
+{
+    const size_t columns = all->columns;
+    double cost[STATES];
+    float *now = wanted, *then = wanted + STATES * columns;
+    for (int state = 0; state < STATES; state++)
+        cost[state] = INFINITY;
+    cost[*start] = 0;
+    if (all->factor)
+        memcpy(now + *start * columns, target, columns * sizeof *now);
+    for (size_t column = 0; column < columns; column++) {
+        const float step = all->steps[column];
+        double unit = (double)step * all->pivots[column], after[STATES];
+        float *code = made + column * STATES;
+        uint8_t *origin = origins + column * STATES;
+        unit *= unit;
+        for (int state = 0; state < STATES; state++)
+            after[state] = INFINITY;
+        for (int state = 0; state < STATES; state++) {
+            if (cost[state] == INFINITY)
+                continue;
+            const float value = (all->factor ? now[state * columns + column] : target[column]) / step;
+            for (int parity = 0; parity < 2; parity++) {
+                float price;
+                const float found = nearest(value, state & 1, parity, all->table + LEVELS * (state & 1), &price);
+                const double total = cost[state] + price * unit;
+                const int to = NEXT[state][parity];
+                if (total < after[to]) {
+                    after[to] = total;
+                    code[to] = found;
+                    origin[to] = state;
+                }
+            }
+        }
+        memcpy(cost, after, sizeof cost);
+        if (!all->factor)
+            continue;
+        for (int state = 0; state < STATES; state++)
+            if (cost[state] != INFINITY)
+                leave(then + state * columns + column + 1, now + origin[state] * columns + column + 1,
+                      all->factor + column * columns + column + 1, weight[column] - code[state] * step,
+                      columns - column - 1);
+        float *other = now;
+        now = then;
+        then = other;
+    }
+    int best = 0;
+    for (int state = 1; state < STATES; state++)
+        if (cost[state] < cost[best])
+            best = state;
+    *start = best;
+    for (size_t column = columns; column--;) {
+        codes[column] = made[column * STATES + best];
+        best = origins[column * STATES + best];
+    }
+    double damage = 0;
+    memcpy(now, target, columns * sizeof *now);
+    for (size_t column = 0; column < columns; column++) {
+        const float rounded = codes[column] * all->steps[column];
+        const double error = (double)(now[column] - rounded) * all->pivots[column];
+        damage += error * error;
+        if (all->factor)
+            leave(now + column + 1, now + column + 1, all->factor + column * columns + column + 1,
+                  weight[column] - rounded, columns - column - 1);
+    }
+    return damage;
+}
+
+static int search(const Columns *all, const float *weight, const float *target, uint8_t *states, float *codes,
+                  double *errors, size_t rows)
+{
+    const size_t columns = all->columns;
+    float *wanted = malloc((all->factor ? 2 * STATES : 1) * columns * sizeof *wanted + 1);
+    float *made = malloc(columns * STATES * sizeof *made + 1);
+    uint8_t *origins = malloc(columns * STATES + 1);
+    const int status = wanted && made && origins ? OK : NO_MEMORY;
+    for (size_t row = 0; status == OK && row < rows; row++)
+        errors[row] += search_row(all, weight + row * columns, target + row * columns, states + row,
+                                  codes + row * columns, wanted, made, origins);
+    free(wanted), free(made), free(origins);
     return status;
 }
 
@@ -692,8 +851,9 @@ static PyObject *native_matrix(PyObject *self, PyObject *args)
     PyObject *pieces;
     Py_buffer out, prior, shrinkages;
     Py_ssize_t rows, columns, period;
-    if (!PyArg_ParseTuple(args, "O!w*nnny*y*", &PyTuple_Type, &pieces, &out, &rows, &columns, &period, &prior,
-                          &shrinkages))
+    int trellis;
+    if (!PyArg_ParseTuple(args, "O!w*nnnpy*y*", &PyTuple_Type, &pieces, &out, &rows, &columns, &period, &trellis,
+                          &prior, &shrinkages))
         return NULL;
     Lane lanes[LANES] = {{0, NULL, 0}};
     Tables tables;
@@ -714,8 +874,8 @@ static PyObject *native_matrix(PyObject *self, PyObject *args)
     }
     if (!PyErr_Occurred() && status == OK) {
         Py_BEGIN_ALLOW_THREADS
-        status = decode_matrix(lanes, (int)count_of_lanes, out.buf, out.itemsize == 4, rows, columns, period, tables,
-                               &expected, &found);
+        status = decode_matrix(lanes, (int)count_of_lanes, out.buf, out.itemsize == 4, rows, columns, period, trellis,
+                               tables, &expected, &found);
         Py_END_ALLOW_THREADS
     }
     for (int lane = 0; lane < LANES; lane++)
@@ -745,6 +905,42 @@ static PyObject *native_vector(PyObject *self, PyObject *args)
     return PyErr_Occurred() ? NULL : result_of(status, expected, found);
 }
 
+static PyObject *native_search(PyObject *self, PyObject *args)
+{
+    Py_buffer weight, target, steps, pivots, table, states, codes, errors, factor = {0};
+    PyObject *given;
+    if (!PyArg_ParseTuple(args, "y*y*Oy*y*y*w*w*w*", &weight, &target, &given, &steps, &pivots, &table, &states, &codes,
+                          &errors))
+        return NULL;
+    const size_t rows = states.len, columns = steps.len / 4, size = 4 * rows * columns;
+    int status = OK;
+    if (given != Py_None)
+        PyObject_GetBuffer(given, &factor, PyBUF_SIMPLE);
+    int fits = !PyErr_Occurred() && (size_t)weight.len == size && (size_t)target.len == size &&
+               (size_t)codes.len == size && (size_t)pivots.len == 4 * columns &&
+               table.len == 2 * LEVELS * 4 && (size_t)errors.len == 8 * rows &&
+               (!factor.obj || (size_t)factor.len == 4 * columns * columns);
+    for (size_t row = 0; fits && row < rows; row++)
+        fits = ((uint8_t *)states.buf)[row] < STATES;
+    if (!fits && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "buffers of other sizes than the rows and columns have, or no such state");
+    if (fits) {
+        const Columns all = {factor.obj ? factor.buf : NULL, steps.buf, pivots.buf, table.buf, columns};
+        Py_BEGIN_ALLOW_THREADS
+        status = search(&all, weight.buf, target.buf, states.buf, codes.buf, errors.buf, rows);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&weight), PyBuffer_Release(&target), PyBuffer_Release(&steps), PyBuffer_Release(&pivots);
+    PyBuffer_Release(&table), PyBuffer_Release(&states), PyBuffer_Release(&codes), PyBuffer_Release(&errors);
+    if (factor.obj)
+        PyBuffer_Release(&factor);
+    if (PyErr_Occurred())
+        return NULL;
+    if (status == NO_MEMORY)
+        return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyObject *native_dequantise(PyObject *self, PyObject *args)
 {
     Py_buffer out, rows, columns, codes;
@@ -768,9 +964,11 @@ static PyObject *native_dequantise(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"matrix", native_matrix, METH_VARARGS,
-     "matrix(lanes, out, rows, columns, period, prior, shrinkages) -> (status, largest token expected, found)"},
+     "matrix(lanes, out, rows, columns, period, trellis, prior, shrinkages) -> (status, largest token expected, found)"},
     {"vector", native_vector, METH_VARARGS,
      "vector(lane, out, windows, prior, shrinkages) -> (status, largest token expected, found)"},
+    {"search", native_search, METH_VARARGS,
+     "search(weight, target, factor, steps, pivots, table, states, codes, errors)"},
     {"dequantise", native_dequantise, METH_VARARGS, "dequantise(out, rows, columns, codes)"},
     {NULL, NULL, 0, NULL},
 };
@@ -780,6 +978,9 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, 
 PyMODINIT_FUNC PyInit__native(void)
 {
     fill_bits_of_byte();
+    for (int state = 0; state < STATES; state++)
+        for (int parity = 0; parity < 2; parity++)
+            next_packed |= (uint64_t)NEXT[state][parity] << (8 * state + 4 * parity);
     PyObject *made = PyModule_Create(&module);
     if (made && (PyModule_AddIntMacro(made, OK) || PyModule_AddIntMacro(made, ENDS_ELSEWHERE) ||
                  PyModule_AddIntMacro(made, OTHER_LARGEST) || PyModule_AddIntMacro(made, TOO_LARGE) ||

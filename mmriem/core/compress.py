@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import native
 from .allocation import CLOSE_ENOUGH, relative_steps, search
 from .budget import DENSE_BITS, RECORD_BITS, Plan, allocate, target_bits
 from .container import Archive
@@ -83,6 +84,8 @@ class Settings:
         seeds: random starts of a fit, culled early.
         seed: the first of them.
         effort: scales the number of optimisation steps.
+        trellis: whether the integers of ``lattice`` are sought along paths of :mod:`mmriem.core.trellis`: smaller files
+            at the same accuracy, but whoever wants to train integers wants them without.
         recalibration: whether norms and biases are mended afterwards; that needs images, too.
         tuning: steps of training norms and biases on other images after that; 0: none. That needs images, too. None:
             ``DEFAULT_TUNING`` where there is none of the four and images have at most ``SMALL_IMAGE`` pixels, else 0.
@@ -102,6 +105,7 @@ class Settings:
     seeds: int = 1
     seed: int = 0
     effort: float = 1.0
+    trellis: bool = True
     recalibration: bool = True
     tuning: int | None = None
 
@@ -252,12 +256,13 @@ def reencode(
     return Compressed(archive, report)
 
 
-def problem_of(view: WeightView, tensor: Tensor, metric: Metric | None, device: str = 'cpu') -> Problem:
+def problem_of(
+    view: WeightView, tensor: Tensor, metric: Metric | None, device: str = 'cpu', with_trellis: bool = True
+) -> Problem:
     """What a lattice has to solve for a weight; without a metric that is the identity."""
     matrix = view.to_matrix(tensor).to(device)
-    if metric is None:
-        return Problem.of(matrix, period=view.period)
-    return Problem.of(matrix, metric.blocks, metric.output_weights.to(device), view.period)
+    known = (None, None) if metric is None else (metric.blocks, metric.output_weights.to(device))
+    return Problem.of(matrix, *known, view.period, with_trellis)
 
 
 @dataclass(frozen=True)
@@ -558,7 +563,8 @@ class _Job:
 
     def _problem(self, view: WeightView) -> Problem:
         if view.name not in self.problems:
-            problem = problem_of(view, self.state_dict[view.name], self._metric(view.name), self.device)
+            weight, metric = self.state_dict[view.name], self._metric(view.name)
+            problem = problem_of(view, weight, metric, self.device, self.settings.trellis)
             self.problems[view.name] = problem
             if self.settings.representation != AUTO:
                 self.metrics.pop(view.name, None)  # it takes much memory
@@ -595,8 +601,9 @@ class _Job:
             work = lambda _, view=view, step=step: solve(view, step)  # noqa: E731
             cost = math.prod(view.shape) * view.matrix_shape[1]
             tasks.append(Task(view.name, cost, work, self.owners[view.name], f'solve {view.name} {step.hex()}'))
-        # column by column in small steps that hold the interpreter lock: two threads take longer than one
-        return self._run('solve', tasks, on_progress, self._counter(), replace(self.crew, threads=1))
+        # rounded one by one, in small steps that hold the interpreter lock, two threads take longer than one
+        threads = self.crew.threads if self.settings.trellis and native.module is not None else 1
+        return self._run('solve', tasks, on_progress, self._counter(), replace(self.crew, threads=threads))
 
     def _written(self, pieces: Pieces, on_progress: OnProgress | None = None) -> Pieces:
         """Lattices as the file holds them: with the digests of the decoded weights, and dense where that is smaller."""

@@ -20,6 +20,7 @@ import numpy as np
 from constriction import stream
 
 from . import native
+from . import trellis as paths
 from .errors import RiemError
 
 DIRECT = 16
@@ -159,46 +160,52 @@ def _payloads(data: bytes, lanes: int = 1) -> tuple[bytes, ...]:
     return parts
 
 
-def encode(symbols: np.ndarray, period: int = 1, lanes: int = 1) -> bytes:
+def encode(symbols: np.ndarray, period: int = 1, lanes: int = 1, trellis: bool = False) -> bytes:
     """The bytes of an integer matrix, which :func:`decode` reads; one byte where every integer is zero.
 
     Args:
         symbols: ``(rows, channels * period)``, integers that int32 can hold.
         period: columns of one input channel, the taps of its kernel, next to each other.
         lanes: streams that the tokens are dealt to, 1 or ``LANES``; the further ones take about 33 bytes.
+        trellis: the rows follow paths of :mod:`mmriem.core.trellis`, and halves of the magnitudes are coded.
 
     Raises:
-        RiemError: an integer that int32 cannot hold, or columns that the period does not divide.
+        RiemError: an integer that int32 cannot hold, columns that the period does not divide, or rows that follow no
+            path.
     """
     symbols = _int32(symbols)
     _check_shape(symbols.shape, period)
     writer = _Writer(lanes)
-    _write(writer, np.abs(symbols).view(np.uint32), symbols < 0, period)
+    sizes = np.abs(symbols).view(np.uint32)
+    halves = paths.halves(sizes) if trellis else sizes
+    if halves is None:
+        raise RiemError('integers to code: expected rows that follow paths of the trellis, found others')
+    _write(writer, halves, symbols < 0, period, sizes)
     return writer.payload()
 
 
-def decode(data: bytes, shape: tuple[int, int], period: int = 1, lanes: int = 1) -> np.ndarray:
+def decode(data: bytes, shape: tuple[int, int], period: int = 1, lanes: int = 1, trellis: bool = False) -> np.ndarray:
     """The matrix that :func:`encode` was given, of ``shape``: int8 where all magnitudes are small, else int32.
 
     Raises:
-        RiemError: the bytes are not those of a matrix of this shape, period and number of lanes.
+        RiemError: the bytes are not those of a matrix of this shape, period, number of lanes and trellis.
     """
     _check_shape(shape, period)
     payloads = _payloads(data, lanes)
     if native.module is not None:
-        return _native_matrix(payloads, shape, period)
+        return _native_matrix(payloads, shape, period, trellis)
     reader = _Reader(payloads)
-    magnitudes, negative = _read(reader, shape, period)
+    magnitudes, negative = _read(reader, shape, period, trellis)
     reader.finish()
     return _signed(magnitudes, negative).reshape(shape)
 
 
-def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], period: int) -> np.ndarray:
+def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], period: int, trellis: bool) -> np.ndarray:
     out = np.empty(shape, np.int8)
-    status = native.module.matrix(payloads, out, *shape, period, _PRIOR, _SHRINKAGES)
+    status = native.module.matrix(payloads, out, *shape, period, trellis, _PRIOR, _SHRINKAGES)
     if status[0] == native.module.WIDE:
         out = np.empty(shape, np.int32)
-        status = native.module.matrix(payloads, out, *shape, period, _PRIOR, _SHRINKAGES)
+        status = native.module.matrix(payloads, out, *shape, period, trellis, _PRIOR, _SHRINKAGES)
     _require_ok(*status)
     return out
 
@@ -284,12 +291,15 @@ def _code_first(coder: _Writer | _Reader, magnitudes: np.ndarray, negative: np.n
     for token in _tokens(magnitudes):
         token = _code_integer(coder, int(token), TOKENS)
         magnitudes |= _LOW[token]
+        _code_lower_bits(coder, np.array([token], np.uint8), magnitudes)
         signs = negative[: min(token, 1)]
-        signs[:] = _code_bits(coder, np.array([token], np.uint8), magnitudes, signs)
+        signs[:] = _code_flat(coder, signs)
 
 
-def _write(writer: _Writer, magnitudes: np.ndarray, negative: np.ndarray, period: int = 1) -> None:
-    """Codes a matrix as magnitudes, uint32, and signs."""
+def _write(
+    writer: _Writer, magnitudes: np.ndarray, negative: np.ndarray, period: int = 1, signed: np.ndarray | None = None
+) -> None:
+    """Codes a matrix as magnitudes, uint32, and signs, one where ``signed`` (or else the magnitude) is above 0."""
     tokens = _tokens(magnitudes)
     largest = int(tokens.max(initial=0))
     _code_integer(writer, largest, TOKENS)
@@ -300,10 +310,12 @@ def _write(writer: _Writer, magnitudes: np.ndarray, negative: np.ndarray, period
         planes = np.ascontiguousarray(tokens.reshape(len(tokens), -1, period).transpose(2, 0, 1))
         _code_tokens(writer, planes, choices, largest + 1)
         tokens = tokens.reshape(-1)
-        _code_bits(writer, tokens, magnitudes.reshape(-1), _signs_of(tokens, negative.reshape(-1)))
+        _code_lower_bits(writer, tokens, magnitudes.reshape(-1))
+    signed = magnitudes if signed is None else signed
+    _code_flat(writer, _signs_of(signed.reshape(-1), negative.reshape(-1)))
 
 
-def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(reader: _Reader, shape: tuple[int, int], period: int, trellis: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Magnitudes, uint32, or uint8 where all of them are small, and signs, uint8, of a matrix, flat."""
     rows, columns = shape
     planes = np.zeros((period, rows, columns // period), np.uint8)
@@ -315,8 +327,12 @@ def _read(reader: _Reader, shape: tuple[int, int], period: int) -> tuple[np.ndar
     if largest != (found := int(tokens.max(initial=0))):
         raise RiemError(_OTHER_LARGEST.format(largest, found))
     magnitudes = tokens if largest < DIRECT else _LOW[tokens]
-    signs = _code_bits(reader, tokens, magnitudes, np.empty(np.count_nonzero(tokens), np.uint8))
-    return magnitudes, _with_signs(tokens, signs)
+    _code_lower_bits(reader, tokens, magnitudes)
+    if trellis:
+        sizes = paths.sizes(magnitudes.reshape(shape).astype(np.int64)).reshape(-1)
+        magnitudes = np.minimum(sizes, (1 << 32) - 1).astype(magnitudes.dtype)
+    signs = _code_flat(reader, np.empty(np.count_nonzero(magnitudes), np.uint8))
+    return magnitudes, _with_signs(magnitudes, signs)
 
 
 def _choices(rows: int, period: int) -> int:
@@ -512,11 +528,10 @@ def _code_integer(coder: _Writer | _Reader, value: int, count: int) -> int:
     return int(coder.code(np.array([value]), stream.model.Uniform(count))[0])
 
 
-def _code_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Codes what the tokens leave open, one bit each: the lower bits of large magnitudes, and signs, which it returns.
+def _code_lower_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndarray) -> None:
+    """Codes what the tokens leave open of large magnitudes, one bit each.
 
-    All are flat: tokens uint8, magnitudes uint32 where any is large, which a reader fills in, and a sign of 0 or 1 for
-    each token above 0.
+    Both are flat: tokens uint8, magnitudes uint32 where any is large, which a reader fills in.
     """
     large = np.flatnonzero(tokens >= DIRECT)
     width = _EXTRA[tokens[large]]
@@ -524,25 +539,24 @@ def _code_bits(coder: _Writer | _Reader, tokens: np.ndarray, magnitudes: np.ndar
         which = large[width > place]
         bits = _code_flat(coder, magnitudes[which] >> np.uint32(place) & 1)
         magnitudes[which] |= bits.astype(np.uint32) << np.uint32(place)
-    return _code_flat(coder, signs)
 
 
-def _nonzero(tokens: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Parts of the tokens, and where they are above 0 in each: a mask of all of them takes several times as long."""
-    for start in range(0, len(tokens), SPAN):
+def _nonzero(sizes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts of the sizes, and where they are above 0 in each: a mask of all of them takes several times as long."""
+    for start in range(0, len(sizes), SPAN):
         part = slice(start, start + SPAN)
-        yield part, np.flatnonzero(tokens[part] > 0)
+        yield part, np.flatnonzero(sizes[part] > 0)
 
 
-def _signs_of(tokens: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Of the tokens above 0."""
-    return np.concatenate([negative[part][where] for part, where in _nonzero(tokens)])
+def _signs_of(sizes: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Of the sizes above 0."""
+    return np.concatenate([negative[:0], *(negative[part][where] for part, where in _nonzero(sizes))])
 
 
-def _with_signs(tokens: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def _with_signs(sizes: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Inverse of :func:`_signs_of`, uint8."""
-    negative, start = np.zeros(len(tokens), np.uint8), 0
-    for part, where in _nonzero(tokens):
+    negative, start = np.zeros(len(sizes), np.uint8), 0
+    for part, where in _nonzero(sizes):
         negative[part][where] = signs[start : start + len(where)]
         start += len(where)
     return negative

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import entropy, native
+from . import entropy, native, trellis
 from .errors import RiemError
 from .exact import powers_of_two
 from .matrix_free import EVERYTHING, Block, State, spans
@@ -77,10 +77,12 @@ class Lattice(Representation):
         period: int,
         octave: int = OCTAVE,
         lanes: int | None = None,
+        is_path: bool = False,
     ) -> None:
         self.shape = codes.shape
         self._codes, self._rows, self._columns = codes, rows, columns
         self._step, self._period, self._octave = float(np.float32(step)), period, octave
+        self._is_path = is_path  # of a trellis
         self._lanes = lanes or (entropy.LANES if codes.size >= MANY else 1)
         self._payload: bytes | None = None
 
@@ -138,22 +140,24 @@ class Lattice(Representation):
         return self._codes.astype(np.int32, copy=False)
 
     def settings(self) -> dict[str, Any]:
-        others = {'octave': (self._octave, OCTAVE), 'lanes': (self._lanes, 1)}
+        others = {'octave': (self._octave, OCTAVE), 'lanes': (self._lanes, 1), 'trellis': (int(self._is_path), 0)}
         return {'period': self._period, **{name: value for name, (value, usual) in others.items() if value != usual}}
 
     def to_payload(self) -> bytes:
         if self._payload is None:
             rows, columns = _pack_exponents(self._rows), _pack_exponents(self._columns)
             header = _HEADER.pack(self._step, len(rows), len(columns))
-            self._payload = header + rows + columns + entropy.encode(self._codes, self._period, self._lanes)
+            self._payload = (
+                header + rows + columns + entropy.encode(self._codes, self._period, self._lanes, self._is_path)
+            )
         return self._payload
 
     @classmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Lattice:
-        others = {'octave': (FINE_OCTAVE, FINE_OCTAVE), 'lanes': (entropy.LANES, entropy.LANES)}
+        others = {'octave': (FINE_OCTAVE, FINE_OCTAVE), 'lanes': (entropy.LANES, entropy.LANES), 'trellis': (1, 1)}
         present = {name: bound for name, bound in others.items() if isinstance(settings, dict) and name in settings}
         check_settings(cls.name, settings, {'period': (1, MAX_PERIOD), **present})
-        octave, lanes = settings.get('octave', OCTAVE), settings.get('lanes', 1)
+        octave, lanes, is_path = settings.get('octave', OCTAVE), settings.get('lanes', 1), 'trellis' in settings
         if shape[1] % settings['period']:
             raise RiemError(f'lattice: expected a divisor of {shape[1]} columns as period, found {settings["period"]}')
         if len(payload) < _HEADER.size:
@@ -165,13 +169,14 @@ class Lattice(Representation):
         if second > len(payload):
             raise RiemError(f'lattice: expected {second} bytes and more, found {len(payload)}')
         lattice = cls(
-            entropy.decode(payload[second:], shape, settings['period'], lanes),
+            entropy.decode(payload[second:], shape, settings['period'], lanes, is_path),
             step,
             _unpack_exponents(payload[_HEADER.size : first], shape[0], octave),
             _unpack_exponents(payload[first:second], shape[1], octave),
             settings['period'],
             octave,
             lanes,
+            is_path,
         )
         lattice._payload = bytes(payload)
         return lattice
@@ -202,14 +207,18 @@ class Lattice(Representation):
 
     @classmethod
     def from_states(cls, states: dict[str, Tensor], settings: dict[str, Any] | None, period: int = 1) -> Lattice:
-        """Rounds ``z`` to integers, and steps that are on no grid to that of ``FINE_OCTAVE``."""
+        """Rounds ``z`` to integers, and steps that are on no grid to that of ``FINE_OCTAVE``.
+
+        Integers that still follow paths of the trellis are stored as such; trained ones do not.
+        """
         steps = [states[name].detach().double() for name in ('row', 'column')]
         signs = steps[0].sign()[:, None] * steps[1].sign()
         codes = (states['z'].detach().round().clamp(-MAX_SYMBOL, MAX_SYMBOL) * signs).to(torch.int32).numpy()
         logs = [_logarithms(x) for x in steps]
         octave = OCTAVE if all(_is_on_grid(x, OCTAVE) for x in logs) else FINE_OCTAVE
         (row_step, rows), (column_step, columns) = (_on_grid(x, octave) for x in logs)
-        return cls(codes, row_step * column_step, rows, columns, period, octave)
+        is_path = trellis.halves(np.abs(codes)) is not None
+        return cls(codes, row_step * column_step, rows, columns, period, octave, is_path=is_path)
 
     @classmethod
     def regenerate(cls, states: dict[str, Tensor]) -> Tensor:
@@ -250,6 +259,11 @@ class Lattice(Representation):
         return [Work(2 * shape[0] * shape[1], (FLOAT_BITS, FLOAT_BITS))]
 
     @property
+    def can_train_integers(self) -> bool:
+        """Not along a trellis, where integers hang together."""
+        return not self._is_path
+
+    @property
     def product_bits(self) -> int:
         """Those of the integers: the steps belong to rows and columns."""
         return int(self.states()['z'].abs().max()).bit_length() + 1
@@ -265,6 +279,7 @@ class Problem:
         pivots: ``R_jj``, ``(groups, in)`` float32.
         output_weights: ``g``, ``(groups, out / groups)`` float32.
         period: taps of a kernel.
+        with_trellis: integers are sought along the paths of :mod:`mmriem.core.trellis`, on a grid of half the step.
     """
 
     weight: Tensor
@@ -272,6 +287,7 @@ class Problem:
     pivots: Tensor
     output_weights: Tensor
     period: int = 1
+    with_trellis: bool = False
 
     @classmethod
     def of(
@@ -280,6 +296,7 @@ class Problem:
         input_metric: MetricBlocks | None = None,
         output_weights: Tensor | None = None,
         period: int = 1,
+        with_trellis: bool = False,
     ) -> Problem:
         """Factor the metric: ``n ** 3 / 3`` operations for each block of ``n`` columns.
 
@@ -303,6 +320,7 @@ class Problem:
             torch.cat(pivots, 1) if pivots else torch.ones(1, columns, device=weight.device),
             output_weights.to(grouped).reshape(groups, -1),
             period,
+            with_trellis,
         )
 
     @property
@@ -319,22 +337,26 @@ class Problem:
         return float(2 * self.pivots.double().log().mean() + weights.clamp_min(floor).log().mean())
 
     def solve(self, step: float) -> tuple[Lattice, float]:
-        """Round to the lattice of that step; returns it and the damage, in units of the metric."""
+        """Round to the lattice of that step; returns it and the damage, in units of the metric.
+
+        With the trellis at that step the bits are about those without, the damage is less.
+        """
         rows = _exponents(self.output_weights, -ROW_POWER / 2)
         many = self.output_weights.numel() >= COLUMN_ROWS
         columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER if many else 0.0)
-        step = float(np.float32(step))
+        step = float(np.float32(step / 2 if self.with_trellis else step))
         row_steps = step * torch.from_numpy(_powers(rows)).to(self.weight)
         column_steps = torch.from_numpy(_powers(columns)).to(self.weight)
         codes = torch.empty_like(self.weight)
         errors = torch.empty_like(self.output_weights)
         column_steps = column_steps.expand(self.pivots.shape)
-        _cancel(self.weight / row_steps[:, None], self.factors, self.pivots, column_steps, codes, errors)
+        cancel = _cancel_along_paths if self.with_trellis else _cancel
+        cancel(self.weight / row_steps[:, None], self.factors, self.pivots, column_steps, codes, errors)
         damage = float((errors.double() * self.output_weights.double() * row_steps.double().square()).sum())
         groups, columns_, per_group = codes.shape
         matrix = codes.transpose(1, 2).reshape(groups * per_group, columns_).to(torch.int32).cpu().numpy()
         flat_rows = rows.reshape(-1)
-        return Lattice(matrix, step, flat_rows, columns, self.period), damage
+        return Lattice(matrix, step, flat_rows, columns, self.period, is_path=self.with_trellis), damage
 
 
 def _cancel(
@@ -379,6 +401,49 @@ def _cancel_block(
                 target[:, column + 1 : stop].baddbmm_(row[:, :, None], error[:, None])
         if stop < columns:
             target[:, stop:].baddbmm_(factor[:, start:stop, stop:].transpose(1, 2), made)
+
+
+def _cancel_along_paths(
+    weight: Tensor, factors: Sequence[Tensor], pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
+) -> None:
+    """As :func:`_cancel`, with the search of :mod:`mmriem.core.trellis`, which runs on the CPU."""
+    errors.zero_()
+    table = trellis.prices((weight / steps[:, :, None]).cpu().numpy())
+    states = np.zeros(errors.shape, np.uint8)
+    sizes = [factor.shape[-1] for factor in factors] or [weight.shape[1]]
+    start = 0
+    for number, size in enumerate(sizes):
+        here = slice(start, start + size)
+        part = factors[number] if factors else None
+        _follow(weight[:, here], part, pivots[:, here], steps[:, here], table, states, codes[:, here], errors)
+        start += size
+
+
+def _follow(
+    weight: Tensor,
+    factor: Tensor | None,
+    pivots: Tensor,
+    steps: Tensor,
+    table: np.ndarray,
+    states: np.ndarray,
+    codes: Tensor,
+    errors: Tensor,
+) -> None:
+    columns = weight.shape[1]
+    target = weight if factor is None else weight.clone()
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        here = slice(start, stop)
+        for group in range(len(weight)):
+            parts = (part[group, here].T.contiguous().cpu().numpy() for part in (weight, target))
+            square = None if factor is None else factor[group, here, here].contiguous().cpu().numpy()
+            scales = (part[group, here].contiguous().cpu().numpy() for part in (steps, pivots))
+            found, damage = trellis.search(*parts, square, *scales, table, states[group])
+            codes[group, here] = torch.from_numpy(found).to(codes).T
+            errors[group] += torch.from_numpy(damage).to(errors)
+        if factor is not None and stop < columns:
+            made = weight[:, here] - codes[:, here] * steps[:, here, None]
+            target[:, stop:].baddbmm_(factor[:, here, stop:].transpose(1, 2), made)
 
 
 def _round(values: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ class WeightStates(nn.Module):
         self._packed: dict[str, State] | None = None
         self._packed_at: tuple[int, ...] = ()
         self._holds_packed = False
+        self._can_train_integers = True
 
     def forward(self) -> Tensor:
         """The weight in the shape of the parameter, or what stands for one that is not materialised.
@@ -205,11 +206,13 @@ class WeightStates(nn.Module):
             self._hold(record.encoded)
         elif record is None or self._fresh[1] is None:  # a .riem file keeps it dense, or it is too small for states
             self.reset({DENSE: tensor})
+            self._can_train_integers = True
         else:
             self._hold(self.fitted(key, tensor))
 
     def _hold(self, encoded: Representation) -> None:
         self.reset(encoded.states(), None if self.materialize else encoded.packed_states())
+        self._can_train_integers = encoded.can_train_integers
 
     def needs_fit(self, tensor: Tensor) -> bool:
         """Whether :meth:`take` would fit states to the tensor, and has not done so before."""
@@ -234,6 +237,7 @@ class WeightStates(nn.Module):
     def initialise(self, weight: Tensor) -> None:
         """Hold random states of a weight with the mean and spread of ``weight``; if dense, that itself."""
         kind, settings = self._fresh
+        self._can_train_integers = True
         if settings is None:
             self.reset({DENSE: weight})
             return
@@ -284,7 +288,16 @@ class WeightStates(nn.Module):
             self.initialise(weight)
 
     def train(self, mode: bool = True) -> WeightStates:
-        """Also forgets the kept weight, and packs or unpacks states."""
+        """Also forgets the kept weight, and packs or unpacks states.
+
+        Raises:
+            RiemError: integers would be trained that follow a trellis.
+        """
+        if mode and self.integers == STRAIGHT_THROUGH and not self._can_train_integers:
+            raise RiemError(
+                f'weight {self.view.name!r}: expected integers that training can move, found a trellis, off which each '
+                'would take about a bit more; compress with --no-trellis, or leave them frozen'
+            )
         self._kept = None
         super().train(mode)
         if mode:

@@ -165,6 +165,11 @@ class Representation(ABC):
         """What making the matrix takes, for the settings of :meth:`settings`."""
 
     @property
+    def can_train_integers(self) -> bool:
+        """Whether integer states that training has moved are coded as well as these are."""
+        return True
+
+    @property
     def product_bits(self) -> int:
         """Bits of a weight in a product, what all weights of a row or column have in common being factored out."""
         return FLOAT_BITS

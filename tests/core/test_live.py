@@ -15,8 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmriem.core import container, get_representation
 from mmriem.core.compress import Settings, compress
+from mmriem.core.container import WeightRecord
 from mmriem.core.errors import RiemError
+from mmriem.core.lattice import Problem
 from mmriem.core.live import (
+    INTEGERS,
     LiveModule,
     RieMConv2d,
     RieMLinear,
@@ -29,6 +32,7 @@ from mmriem.core.live import (
     writable_weights,
 )
 from mmriem.core.manifest import Source
+from mmriem.core.surgery import WeightView
 
 REPRESENTATIONS = ('bilinear', 'lattice', 'sigmoid')
 
@@ -212,6 +216,26 @@ def test_a_file_brings_its_own_states(archive, representation, ratio):
     assert torch.equal(state_dict['tiny.weight'], dense.tiny.weight)
     with torch.no_grad():
         torch.testing.assert_close(net.eval()(inputs()), dense.eval()(inputs()), rtol=1e-5, atol=1e-5)
+
+
+def test_integers_of_a_trellis_are_not_trained():
+    weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(3))
+    made, _ = Problem.of(weight, with_trellis=True).solve(0.9)
+    for integers in INTEGERS:
+        net = nn.Sequential(RieMLinear(48, 32, representation='lattice', bits=4, integers=integers))
+        carrier = made.decode()
+        carrier.riem = WeightRecord(WeightView('0.weight', (32, 48)), made)
+        net.load_state_dict({'0.weight': carrier, '0.bias': torch.zeros(32)})
+        assert torch.equal(net.eval()[0].weight, made.decode())
+        if integers == 'frozen':
+            net.train()
+        else:
+            with pytest.raises(RiemError, match='--no-trellis'):
+                net.train()
+            plain, _ = Problem.of(weight).solve(0.9)
+            carrier.riem = WeightRecord(WeightView('0.weight', (32, 48)), plain)
+            net.load_state_dict({'0.weight': carrier, '0.bias': torch.zeros(32)})
+            net.train()
 
 
 def test_an_optimizer_made_before_loading_trains_what_was_loaded(archive):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmriem.core import native
+from mmriem.core import native, trellis
 from mmriem.core.entropy import LANES, decode, decode_vector, encode, encode_vector
 from mmriem.core.errors import RiemError
 from mmriem.core.lattice import Lattice
@@ -71,6 +71,65 @@ def test_matrices_of_many_tiles(shape, period, lanes):
     data = encode(symbols, period, lanes)
     found = same(lambda: decode(data, shape, period, lanes))
     assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
+
+
+def path(rows, columns, scale, seed=0):
+    """Integers that follow a trellis."""
+    halves = np.abs(symbols_of(rows, columns, scale, 0.3, seed)).astype(np.int64)
+    return trellis.sizes(halves) * np.where(symbols_of(rows, columns, 1.0, 0.0, seed + 1) < 0, -1, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 30),
+    st.integers(0, 20),
+    st.sampled_from([1, 4, 9]),
+    st.floats(0.05, 1e4),
+    st.sampled_from([1, LANES]),
+    st.integers(0, 1000),
+)
+def test_matrices_along_a_trellis(rows, channels, period, scale, lanes, seed):
+    symbols = path(rows, channels * period, scale, seed)
+    data = encode(symbols, period, lanes, True)
+    found = same(lambda: decode(data, symbols.shape, period, lanes, True))
+    assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 30), st.integers(0, 8), st.sampled_from([1, 9]))
+def test_random_bytes_along_a_trellis(data, rows, channels, period):
+    same(lambda: decode(data, (rows, channels * period), period, 1, True))
+
+
+@pytest.mark.parametrize('scale', [0.8, 300.0])
+def test_every_flipped_bit_along_a_trellis(scale):
+    symbols = path(5, 18, scale)
+    data = encode(symbols, 9, 1, True)
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        same(lambda flipped=bytes(flipped): decode(flipped, symbols.shape, 9, 1, True))
+
+
+@pytest.mark.parametrize(
+    ('rows', 'columns', 'cancels'), [(30, 60, True), (5, 128, True), (40, 50, False), (1, 1, True)]
+)
+@pytest.mark.parametrize('scale', [0.3, 1.5, 6.0, 200.0, 1e7])
+def test_searches(rows, columns, cancels, scale):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, scale, (rows, columns)).astype(np.float32)
+    target = weight + rng.normal(0, 0.2, (rows, columns)).astype(np.float32)
+    factor = (np.eye(columns) + np.triu(rng.normal(0, 0.3, (columns, columns)), 1)).astype(np.float32)
+    scales = [np.exp(rng.normal(0, 0.4, columns)).astype(np.float32) for _ in range(2)]
+    table = trellis.prices(weight / scales[0])
+    start = rng.integers(0, 8, rows).astype(np.uint8)
+
+    def work():
+        states = start.copy()
+        codes, errors = trellis.search(weight, target, factor if cancels else None, *scales, table, states)
+        return np.concatenate([codes.astype(np.float64), errors[:, None], states[:, None]], 1)
+
+    same(work)
 
 
 @settings(max_examples=150, deadline=None)
@@ -145,13 +204,27 @@ def test_weights_that_float32_cannot_hold():
     assert torch.isinf(lattice.decode()).all()
 
 
+def test_a_search_of_other_sizes_is_refused():
+    def work(rows=3, columns=4, state=0, table=128, factor=16):
+        matrices = (np.ones((rows, columns), np.float32), np.ones((3, 4), np.float32))
+        factor = np.ones(factor, np.float32)
+        ends = np.full(3, state, np.uint8), np.empty((3, 4), np.float32), np.zeros(3)
+        steps, pivots = np.ones(4, np.float32), np.ones(4, np.float32)
+        native.module.search(*matrices, factor, steps, pivots, np.ones(table, np.float32), *ends)
+
+    work()
+    for wrong in (dict(rows=2), dict(columns=5), dict(state=8), dict(table=127), dict(factor=15)):
+        with pytest.raises(ValueError, match='other sizes'):
+            work(**wrong)
+
+
 @pytest.mark.parametrize('sizes', [(16, 4, 5, 1), (20, 4, 5, 2), (20, -4, -5, 1), (20, 4, 5, 0)])
 def test_buffers_of_other_sizes_are_refused(sizes):
     count, rows, columns, period = sizes
     tables = np.zeros(56 * 72), np.zeros(8)
     with pytest.raises(ValueError, match='other sizes'):
-        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, period, *tables)
+        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, period, False, *tables)
     with pytest.raises(ValueError, match='other sizes'):
-        native.module.matrix((b'\1',), np.empty(20, np.int8), 4, 5, 1, tables[0][1:], tables[1])
+        native.module.matrix((b'\1',), np.empty(20, np.int8), 4, 5, 1, False, tables[0][1:], tables[1])
     with pytest.raises(ValueError, match='other sizes'):
         native.module.dequantise(np.empty((4, 5), np.float32), np.ones(4), np.ones(5), np.ones(count - 1, np.int8))
