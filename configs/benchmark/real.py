@@ -15,7 +15,7 @@ def lattice(*rates, **others):
     return [dict(bits=bits, **others) for bits in rates]
 
 
-yolox_rates = lattice(1.0, 2.0, 3.0, 3.6, 4.0, 4.4, 4.6, 4.8)
+yolox_rates = lattice(1.0, 2.0, 3.0, 3.4, 3.6, 3.8, 4.0, 4.2, 4.4, 4.6)
 
 networks = [
     dict(
@@ -27,16 +27,16 @@ networks = [
         settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice(*rates, tuning=300) + lattice(*plain)},
     )
     for name, rates, plain in (
-        ('resnet20', (1.0, 1.37, 1.5, 1.7, 1.8, 1.9, 1.95, 1.97, 2.0, 2.2, 2.6, 3.0, 4.0), ()),
-        ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.55, 1.6, 1.7, 1.9, 2.2, 3.0), (1.5, 1.55, 1.6, 1.65)),
+        ('resnet20', (1.0, 1.3, 1.5, 1.6, 1.7, 1.75, 1.8, 1.85, 1.9, 2.0, 2.2, 2.6, 3.0, 4.0), (1.7, 1.8)),
+        ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.9, 3.0), (1.2, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.7, 2.2)),
     )
 ]
 networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
         ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': yolox_rates}),
-        ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.53, 0.7, 0.8, 1.0, 1.5, 2.0)}),
-        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.7, 1.0, 2.0, 4.0)}),
+        ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.53, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)}),
+        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.3, 0.4, 0.5, 0.7, 1.0, 2.0, 4.0)}),
     )
 ]
 networks += [
@@ -48,8 +48,8 @@ networks += [
         settings={'mmriem lattice': lattice(*rates, tuning=300)},
     )
     for name, rates in (
-        ('gfl_r18_fpn_digits', (0.5, 0.7, 1.0, 1.3, 1.4, 1.5, 2.0, 3.0, 4.0)),
-        ('faster-rcnn_swin_fpn_digits', (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)),
+        ('gfl_r18_fpn_digits', (0.5, 0.7, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0, 3.0, 4.0)),
+        ('faster-rcnn_swin_fpn_digits', (0.4, 0.5, 0.6, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)),
     )
 ]
 
