@@ -10,8 +10,8 @@ it must be compiled without contraction of products and sums (-ffp-contract=off)
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
-#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#define VECTORISED __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
 #else
 #define VECTORISED
 #endif

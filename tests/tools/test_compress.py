@@ -308,6 +308,15 @@ def test_a_size(compress, tmp_path, arguments, least, most):
     assert container.read(tmp_path / 'o.riem').settings == report['settings']
 
 
+def test_integers_with_and_without_a_trellis(compress, tmp_path):
+    arguments = ['--bits', '5', '--metric', 'identity', '--no-progress']
+    for name, more in (('with', []), ('without', ['--no-trellis'])):
+        assert compress('--out', f'{name}.riem', *arguments, *more) is None
+        archive = container.read(tmp_path / f'{name}.riem')
+        assert archive.weights and archive.settings['trellis'] == (name == 'with')
+        assert {record.encoded.can_train_integers for record in archive.weights} == {name == 'without'}
+
+
 @pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])
 def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, monkeypatch, arguments):
     monkeypatch.setattr('mmriem.core.compress.DEFAULT_TUNING', 2)
