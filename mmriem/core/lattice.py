@@ -438,7 +438,7 @@ def _follow(
             parts = (part[group, here].T.contiguous().cpu().numpy() for part in (weight, target))
             square = None if factor is None else factor[group, here, here].contiguous().cpu().numpy()
             scales = (part[group, here].contiguous().cpu().numpy() for part in (steps, pivots))
-            found, damage = trellis.search(*parts, square, *scales, table, states[group])
+            found, damage = trellis.search(*parts, trellis.Columns(square, *scales, table), states[group])
             codes[group, here] = torch.from_numpy(found).to(codes).T
             errors[group] += torch.from_numpy(damage).to(errors)
         if factor is not None and stop < columns:

@@ -13,6 +13,8 @@ Each path of the search has rounded its own integers, so it leaves its own error
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from . import native
@@ -74,25 +76,31 @@ def prices(values: np.ndarray) -> np.ndarray:
     return (PRICE * (bits + signs)).astype(np.float32)
 
 
+class Columns(NamedTuple):
+    """What the search has to know of consecutive columns; all are float32.
+
+    Attributes:
+        factor: ``(columns, columns)``, unit upper triangular: what an error leaves to later columns. None: nothing.
+        steps: the fine ones, ``(columns,)``.
+        pivots: by which errors count, ``(columns,)``.
+        table: of :func:`prices`.
+    """
+
+    factor: np.ndarray | None
+    steps: np.ndarray
+    pivots: np.ndarray
+    table: np.ndarray
+
+
 def search(
-    weight: np.ndarray,
-    target: np.ndarray,
-    factor: np.ndarray | None,
-    steps: np.ndarray,
-    pivots: np.ndarray,
-    table: np.ndarray,
-    states: np.ndarray,
+    weight: np.ndarray, target: np.ndarray, columns: Columns, states: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The path of least damage and bits through consecutive columns of each row.
 
     Args:
         weight: ``(rows, columns)`` float32.
         target: the same with what the columns before these have left to cancel.
-        factor: ``(columns, columns)`` float32, unit upper triangular: what an error leaves to later columns. None:
-            nothing.
-        steps: fine ones of the columns, ``(columns,)`` float32.
-        pivots: by which errors of the columns count, ``(columns,)`` float32.
-        table: of :func:`prices`.
+        columns: of the matrix.
         states: where each row begins, ``(rows,)`` uint8; changed to where it ends.
 
     Returns:
@@ -101,23 +109,16 @@ def search(
     codes = np.empty_like(weight)
     errors = np.zeros(len(weight))
     if native.module is not None:
-        native.module.search(weight, target, factor, steps, pivots, table, states, codes, errors)
+        native.module.search(weight, target, *columns, states, codes, errors)
     else:
-        _search(weight, target, factor, steps, pivots, table, states, codes, errors)
+        _search(weight, target, columns, states, codes, errors)
     return codes, errors
 
 
 def _search(
-    weight: np.ndarray,
-    target: np.ndarray,
-    factor: np.ndarray | None,
-    steps: np.ndarray,
-    pivots: np.ndarray,
-    table: np.ndarray,
-    states: np.ndarray,
-    codes: np.ndarray,
-    errors: np.ndarray,
+    weight: np.ndarray, target: np.ndarray, known: Columns, states: np.ndarray, codes: np.ndarray, errors: np.ndarray
 ) -> None:
+    factor, steps, pivots, table = known
     rows, columns = weight.shape
     every = np.arange(rows)
     wanted = np.repeat(target[None], STATES if factor is not None else 1, 0)

@@ -126,7 +126,8 @@ def test_searches(rows, columns, cancels, scale):
 
     def work():
         states = start.copy()
-        codes, errors = trellis.search(weight, target, factor if cancels else None, *scales, table, states)
+        columns = trellis.Columns(factor if cancels else None, *scales, table)
+        codes, errors = trellis.search(weight, target, columns, states)
         return np.concatenate([codes.astype(np.float64), errors[:, None], states[:, None]], 1)
 
     same(work)

@@ -21,7 +21,8 @@ def normal(*shape, seed=0):
 def search(weight, table, factor=None, steps=None, pivots=None):
     columns = weight.shape[1]
     steps, pivots = (np.ones(columns, np.float32) if x is None else x for x in (steps, pivots))
-    return trellis.search(weight, weight, factor, steps, pivots, table, np.zeros(len(weight), np.uint8))
+    known = trellis.Columns(factor, steps, pivots, table)
+    return trellis.search(weight, weight, known, np.zeros(len(weight), np.uint8))
 
 
 def test_the_trellis_is_one():
