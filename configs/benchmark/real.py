@@ -36,7 +36,7 @@ networks += [
     for name, settings in (
         ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': yolox_rates}),
         ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.53, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)}),
-        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.3, 0.4, 0.5, 0.7, 1.0, 2.0, 4.0)}),
+        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0, 2.0, 4.0)}),
     )
 ]
 networks += [
