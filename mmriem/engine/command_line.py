@@ -34,6 +34,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f'error: {_one_line(error)}')
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         sys.exit(f'error: {_file_and_reason(error)}; check the paths in the config and on the command line')
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # MMEngine leaves it, and its threads may abort a process that ends
 
 
 def add_runner_flags(parser: argparse.ArgumentParser) -> None:
