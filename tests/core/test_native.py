@@ -5,11 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from mmriem.core import native, trellis
+from mmriem.core.compress import Settings, compress
+from mmriem.core.container import from_bytes
 from mmriem.core.entropy import LANES, decode, decode_vector, encode, encode_vector
 from mmriem.core.errors import RiemError
 from mmriem.core.lattice import Lattice
+from mmriem.core.manifest import Source
 
 INT32 = np.iinfo(np.int32)
 pytestmark = pytest.mark.skipif(native.module is None, reason='mmriem/core/_native.c was not compiled')
@@ -203,6 +207,21 @@ def test_weights_that_float32_cannot_hold():
     lattice = Lattice(np.ones((4, 4), np.int8), 1.0, huge, huge, 1)
     same(lambda: lattice.decode().numpy())
     assert torch.isinf(lattice.decode()).all()
+
+
+def test_whole_files(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 24, 3), nn.BatchNorm2d(24), nn.Conv2d(24, 24, 3, groups=2), nn.Conv2d(24, 16, 1))
+
+    def written():
+        source = Source('net.pth', 64 * 'a')
+        return compress(net, Settings(bits=4.0, min_numel=64), dataset_meta={}, source=source).archive.to_bytes()
+
+    data = written()
+    decoded = from_bytes(data).decode()
+    monkeypatch.setattr(native, 'module', None)
+    assert written() == data
+    assert all(torch.equal(decoded[key], tensor) for key, tensor in from_bytes(data).decode().items())
 
 
 def test_a_search_of_other_sizes_is_refused():
