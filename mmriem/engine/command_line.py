@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -35,7 +36,18 @@ def run(main: Callable[[], None]) -> None:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         sys.exit(f'error: {_file_and_reason(error)}; check the paths in the config and on the command line')
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # MMEngine leaves it, and its threads may abort a process that ends
+        _leave_processes()
+
+
+def _leave_processes() -> None:
+    """End what MMEngine leaves running: a thread of Gloo that lets go of a tensor while Python ends aborts the process.
+
+    After the barrier, which has no tensors of Python, nothing is left to do for these threads, and without a model that
+    refers to them they end.
+    """
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    gc.collect()
 
 
 def add_runner_flags(parser: argparse.ArgumentParser) -> None:
