@@ -42,7 +42,7 @@ from .workers import Workers
 
 AUTO = 'auto'
 """The representation of each weight that does least damage for its bytes."""
-DEFAULT_ERRORS = (0.025, 0.06)
+DEFAULT_ERRORS = (0.025, 0.05)
 """Predicted relative error of the outputs where no budget is given. The file is as small as the first one allows; where
 that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
 DEFAULT_SIZE = 1 / 17
