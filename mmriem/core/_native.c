@@ -11,7 +11,7 @@ it must be compiled without contraction of products and sums (-ffp-contract=off)
 #include <string.h>
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
-#define VECTORISED __attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
+#define VECTORISED __attribute__((target_clones("avx2", "default")))
 #else
 #define VECTORISED
 #endif
