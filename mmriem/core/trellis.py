@@ -34,24 +34,28 @@ _MOST_BITS = 30.0
 def sizes(halves: np.ndarray) -> np.ndarray:
     """Magnitudes ``|z|`` of the integers that ``m``, ``(rows, columns)`` int64, stand for."""
     state = np.zeros(len(halves), np.uint8)
-    magnitudes = 2 * halves
-    parities = (halves & 1).astype(np.uint8)
-    for column in range(halves.shape[1]):
-        magnitudes[:, column] += state & 1
-        state = NEXT[state, parities[:, column]]
-    return magnitudes
+    parities = _columns(halves & 1)
+    odd = np.empty_like(parities)
+    for column, parity in enumerate(parities):
+        odd[column] = state & 1
+        state = NEXT[state, parity]
+    return 2 * halves + odd.T
 
 
 def halves(magnitudes: np.ndarray) -> np.ndarray | None:
     """``m`` for the magnitudes of integers ``(rows, columns)``; None where they follow no path of states."""
     state = np.zeros(len(magnitudes), np.uint8)
     found = magnitudes >> 1
-    parities, odd = (found & 1).astype(np.uint8), (magnitudes & 1).astype(np.uint8)
-    for column in range(magnitudes.shape[1]):
-        if ((state & 1) != odd[:, column]).any():
+    for parity, odd in zip(_columns(found & 1), _columns(magnitudes & 1)):
+        if ((state & 1) != odd).any():
             return None
-        state = NEXT[state, parities[:, column]]
+        state = NEXT[state, parity]
     return found
+
+
+def _columns(bits: np.ndarray) -> np.ndarray:
+    """The transpose, uint8, in memory one column after the other."""
+    return np.ascontiguousarray(bits.astype(np.uint8).T)
 
 
 def prices(values: np.ndarray) -> np.ndarray:
