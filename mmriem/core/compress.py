@@ -45,6 +45,8 @@ AUTO = 'auto'
 DEFAULT_ERRORS = (0.025, 0.05)
 """Predicted relative error of the outputs where no budget is given. The file is as small as the first one allows; where
 that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
+DEFAULT_TUNED_ERROR = 0.08
+"""In place of the second one where norms and biases are trained afterwards, which takes part of it back."""
 DEFAULT_SIZE = 1 / 17
 DEFAULT_TUNING = 300
 """Steps of training where no budget is given and images are small, so that it takes seconds or a few minutes."""
@@ -658,12 +660,13 @@ class _Job:
         limit = DEFAULT_SIZE * 32 * _numel(self.state_dict)
         if self._file_bits(found[1]) <= limit:
             return found
+        most = DEFAULT_TUNED_ERROR if self.trained else DEFAULT_ERRORS[1]
         with contextlib.suppress(RiemError):  # what stays dense may be too much for that size
             sized = self._search_bytes(solve, limit, guess(limit))
-            if self._predicted_error(sized[1]) <= DEFAULT_ERRORS[1]:
+            if self._predicted_error(sized[1]) <= most:
                 return sized
         self.limit = math.inf
-        return self._search_error(solve, DEFAULT_ERRORS[1])
+        return self._search_error(solve, most)
 
     def _search_error(self, solve: Callable[[float], Pieces], tolerance: float) -> tuple[float, Pieces]:
         return search(solve, self._predicted_error, tolerance, start=tolerance * 16, falls=False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmriem.core import container
-from mmriem.core.compress import DEFAULT_ERRORS, DEFAULT_RATIO, Settings, _Job, compress
+from mmriem.core.compress import DEFAULT_ERRORS, DEFAULT_RATIO, DEFAULT_TUNED_ERROR, Settings, _Job, compress
 from mmriem.core.container import Archive
 from mmriem.core.errors import RiemError
 from mmriem.core.manifest import Source
@@ -475,10 +475,14 @@ def test_the_predicted_error_is_about_the_measured_one(classifier):
         assert relative_error(decoded_model(compressed), classifier) == pytest.approx(tolerance, rel=0.5)
 
 
-@pytest.mark.parametrize(('size', 'error'), [(0.9, DEFAULT_ERRORS[0]), (0.01, DEFAULT_ERRORS[1]), (0.06, None)])
-def test_without_a_budget_an_error_or_a_size_is_met(size, error, classifier, monkeypatch):
+@pytest.mark.parametrize(
+    ('size', 'tuning', 'error'),
+    [(0.9, 0, DEFAULT_ERRORS[0]), (0.01, 0, DEFAULT_ERRORS[1]), (0.01, None, DEFAULT_TUNED_ERROR), (0.06, 0, None)],
+)
+def test_without_a_budget_an_error_or_a_size_is_met(size, tuning, error, classifier, monkeypatch):
     monkeypatch.setattr('mmriem.core.compress.DEFAULT_SIZE', size)
-    totals = compress(classifier, Settings(), probe=images(), dataset_meta=META, source=SOURCE).report['totals']
+    made = compress(classifier, Settings(tuning=tuning), probe=images(), dataset_meta=META, source=SOURCE)
+    totals = made.report['totals']
     if error is None:
         assert 0.98 * size <= totals['ratio'] <= size
         assert DEFAULT_ERRORS[0] < totals['predicted_error'] <= DEFAULT_ERRORS[1]
@@ -595,7 +599,7 @@ def test_recalibration_makes_the_error_smaller(classifier):
     with_, without = (
         [
             relative_error(decoded_model(run(classifier, probe=images(), bits=bits, recalibration=chosen)), classifier)
-            for bits in (1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
+            for bits in (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2, 2.4)
         ]
         for chosen in (True, False)
     )
