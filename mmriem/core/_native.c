@@ -40,7 +40,6 @@ typedef struct {
 typedef struct {
     Share share[TOKENS + 1]; /* of the frequencies, 2^24 in all */
     uint8_t first[TABLE];    /* least symbol for the leading bits of a quantile */
-    int symbols;
 } Model;
 
 enum { OK, NO_MEMORY, ENDS_ELSEWHERE, OTHER_LARGEST, TOO_LARGE, WIDE };
@@ -107,7 +106,6 @@ static void model_of(Model *model, const double *frequencies, int symbols)
     model->share[symbols].from = WHOLE;
     for (int symbol = 0; symbol < symbols; symbol++)
         model->share[symbol].size = model->share[symbol + 1].from - model->share[symbol].from;
-    model->symbols = symbols;
 }
 
 static void model_table(Model *model)

@@ -364,13 +364,18 @@ def _cancel(
 ) -> None:
     """Fill in ``codes`` and ``errors``, the damage of each row, for ``weight`` ``(groups, in, rows)``."""
     errors.zero_()
-    start = 0
-    sizes = [factor.shape[-1] for factor in factors] or [weight.shape[1]]
-    for number, size in enumerate(sizes):
-        here = slice(start, start + size)
-        factor = factors[number] if factors else None
+    for here, factor in _blocks(factors, weight.shape[1]):
         _cancel_block(weight[:, here], factor, pivots[:, here], steps[:, here], codes[:, here], errors)
-        start += size
+
+
+def _blocks(factors: Sequence[Tensor], columns: int) -> Iterator[tuple[slice, Tensor | None]]:
+    """Consecutive columns with their factor; all columns without one where the metric is the identity."""
+    start = 0
+    for factor in factors:
+        yield slice(start, start + factor.shape[-1]), factor
+        start += factor.shape[-1]
+    if not factors:
+        yield slice(0, columns), None
 
 
 def _cancel_block(
@@ -410,13 +415,8 @@ def _cancel_along_paths(
     errors.zero_()
     table = trellis.prices((weight / steps[:, :, None]).cpu().numpy())
     states = np.zeros(errors.shape, np.uint8)
-    sizes = [factor.shape[-1] for factor in factors] or [weight.shape[1]]
-    start = 0
-    for number, size in enumerate(sizes):
-        here = slice(start, start + size)
-        part = factors[number] if factors else None
-        _follow(weight[:, here], part, pivots[:, here], steps[:, here], table, states, codes[:, here], errors)
-        start += size
+    for here, factor in _blocks(factors, weight.shape[1]):
+        _follow(weight[:, here], factor, pivots[:, here], steps[:, here], table, states, codes[:, here], errors)
 
 
 def _follow(
