@@ -1,7 +1,7 @@
 """The compiled part of decoding, ``_native.c``: the same bits as the Python beside it gives, many times as fast.
 
 It is built where the package is installed with a C compiler at hand. Without it everything works; only reading a file
-takes about ten times as long.
+takes several times as long.
 """
 
 from __future__ import annotations
