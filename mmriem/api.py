@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import compress as pipeline
-from .core import container
-from .core.compress import Compressed, OnProgress, Settings
 from .core.errors import RiemError
-from .core.images import MEAN, PLAIN, STD, Style, procedural_images
-from .core.manifest import Source
-from .core.parallel import Crew
-from .core.probe import ImageProbe, Probe, batch_size, image_count, training_images
-from .core.styles import choose_style, few_images
+from .core.execution.executor import Executor
+from .core.file import reading, writing
+from .core.file.manifest import Source
+from .core.images.probe import ImageProbe, Probe, batch_size, image_count, training_images
+from .core.images.procedural import MEAN, PLAIN, STD, Style, procedural_images
+from .core.images.style_search import choose_style, few_images
+from .core.pipeline import compress as pipeline
+from .core.pipeline.compress import Compressed, OnProgress
+from .core.pipeline.settings import Settings
 
 __all__ = ['compress', 'load', 'save']
 
@@ -40,7 +41,7 @@ def compress(
     """Compress a trained network without data: any module that maps one tensor to tensors.
 
     The network runs on procedural images, which tells how much each weight matters, and how norms and biases have to
-    be mended. What comes back has `archive`, for :func:`save`, and `report`, a dict with `weights` and `totals`.
+    be recalibrated. What comes back has `archive`, for :func:`save`, and `report`, a dict with `weights` and `totals`.
 
     Args:
         model: the network; it is not changed.
@@ -55,7 +56,7 @@ def compress(
         dataset_meta: what the file is to say of the data, such as `{'classes': [...]}`.
         on_progress: called with the share of the work done, 0 to 1, and what it concerns.
         settings: `bits`, `ratio`, `size` or `tolerance`, `representation`, `include`, `exclude` and so on, see
-            :class:`mmriem.core.compress.Settings`.
+            :class:`mmriem.core.pipeline.settings.Settings`.
 
     Raises:
         RiemError: the network does not run on such inputs, there is nothing to compress, or a setting does not fit.
@@ -70,7 +71,7 @@ def compress(
         known = ', '.join(Settings.__dataclass_fields__)
         raise RiemError(f'compress: {error}; the settings are {known}') from error
     threads = threads or os.cpu_count() or 1
-    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.seed, Crew(threads))
+    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.seed, Executor(threads))
     return pipeline.compress(
         model,
         chosen,
@@ -96,7 +97,7 @@ def save(compressed: Compressed, path: str | os.PathLike, *, force: bool = False
     """
     if not str(path).endswith('.riem'):
         raise RiemError(f'{path}: expected a name that ends in .riem, found another; add it')
-    return container.write(path, compressed.archive, force=force)
+    return writing.write(path, compressed.archive, force=force)
 
 
 def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
@@ -109,7 +110,7 @@ def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     Raises:
         RiemError: the file is missing or damaged, or is of another network.
     """
-    archive = container.read(path)
+    archive = reading.read(path)
     archive.check_against({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     model.load_state_dict(archive.decode())
     return model
@@ -123,7 +124,7 @@ def _probe(
     inputs: Tensor | None,
     metric: str,
     seed: int,
-    crew: Crew,
+    executor: Executor,
 ) -> Probe | None:
     given = [name for name, value in (('input_size', input_size), ('inputs', inputs)) if value is not None]
     if metric == 'identity':
@@ -142,7 +143,7 @@ def _probe(
         size, mean, std = (told.get(name) if value is None else value for name, value in given.items())
         _require_run(model, _procedural(size, mean, std, seed, 1))
         few = few_images(size[2], size[1])
-        style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), crew)
+        style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), executor)
         return _procedural(size, mean, std, seed, style=style)
     _require_run(model, probe)
     return probe

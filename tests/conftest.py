@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-collect_ignore = ['core/killed.py', 'engine/talking.py']  # programs that tests start
+collect_ignore = ['core/execution/killed.py', 'engine/talking.py']  # programs that tests start
 
 CONFIG = """
 default_scope = 'mmdet'
@@ -178,9 +178,11 @@ def riem_file(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     """`runner_checkpoint` with the weights of the backbone as low-rank states."""
     from mmengine.config import Config
 
-    from mmriem.core import container
-    from mmriem.core.bilinear import Bilinear
-    from mmriem.core.surgery import find_weights
+    from mmriem.core.file import writing
+    from mmriem.core.file.archive import Archive, WeightRecord
+    from mmriem.core.file.manifest import Source
+    from mmriem.core.representations.bilinear import Bilinear
+    from mmriem.core.weights.views import find_weights
     from mmriem.engine import read_checkpoint
     from mmriem.engine.detector import build_detector
 
@@ -190,16 +192,16 @@ def riem_file(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     for view in views:
         matrix = view.to_matrix(checkpoint.state_dict[view.name])
         fitted = Bilinear.fit(matrix, Bilinear.configure(tuple(matrix.shape), 5 * matrix.numel()))
-        weights.append(container.WeightRecord(view, fitted))
-    archive = container.Archive.from_state_dict(
+        weights.append(WeightRecord(view, fitted))
+    archive = Archive.from_state_dict(
         checkpoint.state_dict,
         weights,
         dataset_meta=checkpoint.dataset_meta,
-        source=container.Source(checkpoint.path.name, checkpoint.sha256),
+        source=Source(checkpoint.path.name, checkpoint.sha256),
         settings={},
     )
     path = tmp_path_factory.mktemp('riem') / 'tiny.riem'
-    container.write(path, archive)
+    writing.write(path, archive)
     return path
 
 

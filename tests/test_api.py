@@ -17,7 +17,7 @@ import mmriem
 from mmriem import api
 from mmriem.classification import LeNet5, VisionTransformer
 from mmriem.core.errors import RiemError
-from mmriem.core.styles import DEFAULT
+from mmriem.core.images.style_search import DEFAULT
 
 
 def network(channels=3):

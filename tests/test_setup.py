@@ -25,5 +25,5 @@ def test_wheel_holds_configs_tools_and_index(tmp_path):
     for folder in ('configs', 'tools'):
         for path in (source / folder).rglob('*.*'):
             assert f'mmriem/.mim/{path.relative_to(source)}' in held
-    assert {'mmriem/.mim/model-index.yml', 'mmriem/core/lattice.py'} <= held
+    assert {'mmriem/.mim/model-index.yml', 'mmriem/core/representations/lattice/representation.py'} <= held
     assert any(name.startswith('mmriem/core/_native.') for name in held)

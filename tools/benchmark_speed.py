@@ -26,10 +26,11 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
 
-from mmriem.core import container, representation_names
-from mmriem.core.compress import Settings
+from mmriem.core import representation_names
 from mmriem.core.errors import RiemError
-from mmriem.core.live import make_live
+from mmriem.core.file import reading
+from mmriem.core.live.convert import make_live
+from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.checkpoint import load_into, read_checkpoint
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, Outputs, compress_detector
@@ -68,7 +69,7 @@ SIZES = {
 }
 ONCE = """
 import sys, time, torch
-from mmriem.core import container
+from mmriem.core.file import reading
 
 torch.set_num_threads(int(sys.argv[2]))
 started = time.perf_counter()
@@ -76,7 +77,7 @@ started = time.perf_counter()
 print(time.perf_counter() - started)
 """
 """A new process that reads one file."""
-READ_RIEM = 'container.read(sys.argv[1]).decode()'
+READ_RIEM = 'reading.read(sys.argv[1]).decode()'
 READ_PTH = "torch.load(sys.argv[1], map_location='cpu', weights_only=True)"
 Row = dict[str, Any]
 
@@ -140,9 +141,9 @@ def once(work: str, path: Path) -> float:
 
 def loading(pth: Path, riem: Path, repeats: int) -> Row:
     """Seconds of reading both files: warm, cold where the system can forget a file, and in new processes, warm."""
-    archive = container.read(riem)
+    archive = reading.read(riem)
     row = {
-        'read s': seconds(lambda: container.read(riem), repeats),
+        'read s': seconds(lambda: reading.read(riem), repeats),
         'decode s': seconds(archive.decode, repeats),
         'load s': seconds(lambda: load_from_riem(str(riem)), repeats),
         'torch.load s': seconds(lambda: torch.load(pth, map_location='cpu', weights_only=True), repeats),

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmriem.core import representation_names
-from mmriem.core.compress import Settings
 from mmriem.core.errors import RiemError
-from mmriem.core.lattice import Lattice
+from mmriem.core.pipeline.settings import Settings
+from mmriem.core.representations.lattice.representation import Lattice
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, Outputs, compress_detector
 from mmriem.engine.config import STATED_ROOT, read_config, with_data_root

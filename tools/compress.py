@@ -18,8 +18,8 @@ import torch
 from mmengine.config import DictAction
 
 from mmriem.core import representation_names
-from mmriem.core.compress import AUTO, Settings
 from mmriem.core.errors import RiemError
+from mmriem.core.pipeline.settings import AUTO, Settings
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, Outputs, compress_detector, print_report
 from mmriem.engine.processes import LAUNCHERS, joined

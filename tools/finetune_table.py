@@ -18,8 +18,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmriem.core.compress import Settings
 from mmriem.core.errors import RiemError
+from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import Outputs, compress_detector
 from mmriem.engine.config import load_strictly, read_config, with_data_root

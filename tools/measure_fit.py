@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmriem.core import get_representation
 from mmriem.core.errors import RiemError
-from mmriem.core.sigmoid import Sigmoid, parameter_count, payload_bits
-from mmriem.core.surgery import WeightView
+from mmriem.core.representations.sigmoid.representation import Sigmoid, parameter_count, payload_bits
+from mmriem.core.weights.views import WeightView
 from mmriem.engine import read_checkpoint
 from mmriem.engine.command_line import run
 

@@ -1,8 +1,8 @@
-"""How far the lattices of networks are from the least bits that any code could take at the same damage.
+"""How far the lattices of networks are from the least bits that any code could take at the same distortion.
 
     python tools/measure_gap.py CONFIG [--data-root DIR] [--networks A B] [--bits 2] [--out FILE.md]
 
-The bound is that of Gaussian weights, see mmriem/core/bound.py: of one variance for the whole matrix, or of one for
+The bound is that of Gaussian weights, see core/metric/bound.py: of one variance for the whole matrix, or of one for
 each row. Bits are those of the payload and of the record of a weight.
 """
 
@@ -20,13 +20,14 @@ from rich.table import Table
 
 from mmriem.benchmark.networks import Network, build_network
 from mmriem.benchmark.runner import network_entries
-from mmriem.core.allocation import relative_steps, search, solve_all
-from mmriem.core.bound import weight_bounds
-from mmriem.core.budget import RECORD_BITS
-from mmriem.core.compress import problem_of
-from mmriem.core.parallel import Task, run_all
-from mmriem.core.pullback import MAX_COLUMNS, collect
-from mmriem.core.surgery import find_weights
+from mmriem.core.budget.plan import RECORD_BITS
+from mmriem.core.budget.scale import relative_steps, search, solve_all
+from mmriem.core.execution.tasks import Task, run_all
+from mmriem.core.metric.bound import weight_bounds
+from mmriem.core.metric.metric import MAX_COLUMNS
+from mmriem.core.metric.pullback import collect
+from mmriem.core.pipeline.compress import problem_of
+from mmriem.core.weights.views import find_weights
 from mmriem.engine.command_line import run
 from mmriem.engine.config import STATED_ROOT, read_config
 from mmriem.visualization import cells, command_and_machine, machine, markdown
@@ -87,10 +88,10 @@ def rows_of(network: Network, bits: float, widest: int, threads: int) -> tuple[l
     )
 
     def row(name: str) -> dict[str, Any]:
-        view, metric, (lattice, damage) = by_name[name], metrics.get(name), solutions[name]
+        view, metric, (lattice, distortion) = by_name[name], metrics.get(name), solutions[name]
         matrix = view.to_matrix(state_dict[name])
         known = (None, None) if metric is None else (metric.blocks, metric.output_weights)
-        bounds = weight_bounds(matrix, *known, damage)
+        bounds = weight_bounds(matrix, *known, distortion)
         return {
             'network': network.name,
             'weight': name,

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.live import RieMConv2d, RieMLinear
+from mmriem.core.live.layers import RieMConv2d, RieMLinear
 
 KINDS = ('linear', 'conv')
 WAYS = ('dense', 'bilinear', 'sigmoid', 'lattice')

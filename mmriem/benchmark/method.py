@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmriem.core.dense import store
-from mmriem.core.quantise import PayloadReader
-from mmriem.core.surgery import find_weights
+from mmriem.core.coding.packing import PayloadReader
+from mmriem.core.file.dense import store
+from mmriem.core.weights.views import find_weights
 
 __all__ = ['Method', 'PackedMethod', 'complete', 'floating_tensors']
 

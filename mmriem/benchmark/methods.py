@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmriem.core import container
-from mmriem.core.compress import Compressed, Settings, compress
+from mmriem.core.coding.packing import PayloadReader, float_bytes, pack
 from mmriem.core.errors import RiemError
-from mmriem.core.manifest import Source
-from mmriem.core.quantise import Grid, PayloadReader, float_bytes, pack
+from mmriem.core.file import reading, writing
+from mmriem.core.file.manifest import Source
+from mmriem.core.pipeline.compress import Compressed, compress
+from mmriem.core.pipeline.settings import Settings
+from mmriem.core.representations.grid import Grid
 
 from .method import Method, PackedMethod, complete, floating_tensors
 
@@ -223,18 +225,18 @@ def _blocks(model: nn.Module) -> dict[str, dict[str, str]]:
 
 
 class Mmriem(Method):
-    """mmriem itself; a setting has arguments of `mmriem.core.compress.Settings`."""
+    """mmriem itself; a setting has arguments of `mmriem.core.pipeline.settings.Settings`."""
 
     name = 'mmriem'
     is_peer = False
 
     def encode(self, model: nn.Module, setting: Mapping[str, Any], path: Path, probe: Any = None) -> None:
         """See `Method`."""
-        container.write(path, compressed(model, Settings(**setting), probe).archive, force=True)
+        writing.write(path, compressed(model, Settings(**setting), probe).archive, force=True)
 
     def decode(self, path: Path, model: nn.Module) -> dict[str, Tensor]:
         """See `Method`."""
-        return container.read(path).decode()
+        return reading.read(path).decode()
 
 
 def compressed(model: nn.Module, settings: Settings, probe: Any) -> Compressed:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mmriem.classification import normalised, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
-from mmriem.core.images import Style, procedural_images
-from mmriem.core.probe import MAX_BATCH, ImageProbe, Probe, training_images
-from mmriem.core.styles import choose_style, few_images
+from mmriem.core.images.probe import MAX_BATCH, ImageProbe, Probe, training_images
+from mmriem.core.images.procedural import Style, procedural_images
+from mmriem.core.images.style_search import choose_style, few_images
 
 __all__ = ['Classifier', 'Detector', 'Network', 'build_network']
 

@@ -23,14 +23,15 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
-from mmriem.core import container
-from mmriem.core.budget import allocate
-from mmriem.core.complexity import flops
-from mmriem.core.compress import Settings, compress
+from mmriem.core.budget.plan import allocate
 from mmriem.core.errors import RiemError
-from mmriem.core.manifest import Source
-from mmriem.core.sigmoid import Sigmoid
-from mmriem.core.surgery import find_weights
+from mmriem.core.file import writing
+from mmriem.core.file.manifest import Source
+from mmriem.core.live.complexity import flops
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.settings import Settings
+from mmriem.core.representations.sigmoid.representation import Sigmoid
+from mmriem.core.weights.views import find_weights
 from mmriem.engine.checkpoint import load_into, read_checkpoint
 from mmriem.engine.complexity import image_shape, measure_complexity
 from mmriem.engine.detector import build_detector, dataset_meta
@@ -58,7 +59,7 @@ class Protocol:
         baseline: ``svd`` or ``minmax``, see `mmriem.benchmark.methods`.
         bits: its setting: of a weight for ``svd``, of a code for ``minmax``.
         seeds, keep: how many seeds are drawn, and how many are kept.
-        effort: see `mmriem.core.compress.Settings`.
+        effort: see `mmriem.core.pipeline.settings.Settings`.
         dmu: ``Dmu``; 0: by the FLOPs of the baseline.
         development: share of the test set that chooses, where the config has no validation set of its own.
         images: of the test set, evenly spread; 0: all.
@@ -106,7 +107,7 @@ class Protocol:
         return sum(out * inputs * get_method('svd').rank((out, inputs), self.bits) for out, inputs in shapes)
 
     def product_bits(self) -> int:
-        """Bits of a weight of the baseline in a product, see `mmriem.core.representation.Representation`."""
+        """Bits of a weight of the baseline in a product, see `mmriem.core.representations.base.Representation`."""
         return int(self.bits) if self.baseline == 'minmax' else 32
 
 
@@ -168,8 +169,8 @@ def matched_dmu(
     Args:
         model: its weights' shapes count.
         bits: of all weights together.
-        most_flops: see `mmriem.core.complexity`.
-        state_bits, shifts: see `mmriem.core.compress.Settings`.
+        most_flops: see `mmriem.core.live.complexity`.
+        state_bits, shifts: see `mmriem.core.pipeline.settings.Settings`.
     """
     views = find_weights(model)
 
@@ -248,7 +249,7 @@ def run_protocol(
                 source=Source(Path(checkpoint).name, read.sha256),
                 threads=threads,
             )
-            container.write(path, made.archive, force=True)
+            writing.write(path, made.archive, force=True)
             return {'bytes': path.stat().st_size, 'development': figure(parts.development, path)}
 
         found = results.once(f'seed {seed}', fit)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.probe import Probe
-from mmriem.core.surgery import find_weights
+from mmriem.core.images.probe import Probe
+from mmriem.core.weights.views import find_weights
 from mmriem.engine.config import with_data_root
 
 from .method import floating_tensors
@@ -166,7 +166,7 @@ def _original(network: Network, reference: nn.Module) -> Row:
 def _recalibrated(
     network: Network, state_dict: Mapping[str, Tensor], reference: nn.Module, probe: Probe
 ) -> dict[str, Tensor]:
-    from mmriem.core.recalibration import recalibrate
+    from mmriem.core.correction.recalibration import recalibrate
 
     model = network.build()
     model.load_state_dict(state_dict)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images import MEAN, STD
+from mmriem.core.images.procedural import MEAN, STD
 
 __all__ = ['LabelledImages', 'normalised', 'read_images', 'top1']
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmriem.core.errors import RiemError
-from mmriem.core.pickled import load_arrays
+from mmriem.core.safe_pickle import load_arrays
 
 from .evaluation import LabelledImages, read_images
 

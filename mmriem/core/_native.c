@@ -795,17 +795,17 @@ static double search_row(const Columns *all, const float *weight, const float *t
         codes[column] = made[column * STATES + best];
         best = origins[column * STATES + best];
     }
-    double damage = 0;
+    double distortion = 0;
     memcpy(now, target, columns * sizeof *now);
     for (size_t column = 0; column < columns; column++) {
         const float rounded = codes[column] * all->steps[column];
         const double error = (double)(now[column] - rounded) * all->pivots[column];
-        damage += error * error;
+        distortion += error * error;
         if (all->factor)
             leave(now + column + 1, now + column + 1, all->factor + column * columns + column + 1,
                   weight[column] - rounded, columns - column - 1);
     }
-    return damage;
+    return distortion;
 }
 
 static int search(const Columns *all, const float *weight, const float *target, uint8_t *states, float *codes,

@@ -1,5 +1,11 @@
 """The one exception that mmriem raises for what a user can put right."""
 
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RiemError(RuntimeError):
     """Bad input, told in one sentence: the file or key, what was expected, what was found, what to do.
@@ -10,3 +16,22 @@ class RiemError(RuntimeError):
 
 class Interrupted(RiemError):
     """The work could not go on, through no fault of what was asked for; what is finished is worth keeping."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
+_REPR.maxlevel = 3
+
+
+def brief(value: object) -> str:
+    """``repr`` of a value of any size and depth, cut to what an error message can bear."""
+    return _REPR.repr(value)
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts ``what``, a file or key, before the message of each RiemError raised inside."""
+    try:
+        yield
+    except RiemError as error:
+        raise RiemError(f'{what}: {error}') from error

@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmriem.core import container
-from mmriem.core.complexity import complexity
 from mmriem.core.errors import RiemError
-from mmriem.core.images import procedural_images
+from mmriem.core.file import reading
+from mmriem.core.file.archive import WeightRecord
+from mmriem.core.images.procedural import procedural_images
+from mmriem.core.live.complexity import complexity
 
 from .checkpoint import load_into, read_checkpoint
 from .detector import build_detector
@@ -44,11 +45,11 @@ def measure_complexity(
         config: as read by `mmriem.engine.config.read_config`.
         checkpoint: a `.riem` or `.pth` file.
         shape: height and width of the image, before the preprocessor pads it.
-        activation_bits: see `mmriem.core.complexity.complexity`.
+        activation_bits: see `mmriem.core.live.complexity.complexity`.
         trust: see `mmriem.engine.checkpoint.read_checkpoint`.
 
     Returns:
-        What `mmriem.core.complexity.complexity` gives, with `file_bytes`, `input` (channels, height, width after
+        What `mmriem.core.live.complexity.complexity` gives, with `file_bytes`, `input` (channels, height, width after
         padding) and `mmengine_flops`: what `mmengine.analysis` counts for the dense network, norms, activation
         functions and resampling included; None where it cannot follow the network, for the reason in `mmengine_error`.
 
@@ -56,9 +57,9 @@ def measure_complexity(
         RiemError: the checkpoint cannot be read, or does not fit the config.
     """
     model = build_detector(config).eval()
-    records: tuple[container.WeightRecord, ...] = ()
+    records: tuple[WeightRecord, ...] = ()
     if os.fspath(checkpoint).endswith('.riem'):
-        archive = container.read(checkpoint)
+        archive = reading.read(checkpoint)
         records, state_dict = archive.weights, archive.decode()
     else:
         state_dict = read_checkpoint(checkpoint, trust=trust).state_dict

@@ -18,14 +18,16 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmriem.core import container
-from mmriem.core.compress import OnLayer, OnProgress, Settings, compress, reencode
 from mmriem.core.errors import Interrupted, RiemError
-from mmriem.core.journal import Journal
-from mmriem.core.live import holds_states, make_dense
-from mmriem.core.manifest import Source
-from mmriem.core.parallel import Crew
-from mmriem.core.workers import Workers
+from mmriem.core.execution.executor import Executor
+from mmriem.core.execution.journal import Journal
+from mmriem.core.execution.workers import Workers
+from mmriem.core.file import writing
+from mmriem.core.file.manifest import Source
+from mmriem.core.live.convert import make_dense
+from mmriem.core.live.module import holds_states
+from mmriem.core.pipeline.compress import OnLayer, OnProgress, compress, reencode
+from mmriem.core.pipeline.settings import Settings
 from mmriem.version import __version__
 from mmriem.visualization import report_page
 
@@ -173,8 +175,8 @@ def compress_detector(
     has_images = metric == PULLBACK and not is_trained
     if on_progress and has_images:
         on_progress(0.0, 'images')
-    crew = Crew(threads, workers)
-    probe = build_probe(cfg, model, image_count, settings.seed, images, crew) if has_images else None
+    executor = Executor(threads, workers)
+    probe = build_probe(cfg, model, image_count, settings.seed, images, executor) if has_images else None
     identity = _identity(cfg, read.sha256, settings, metric, probe, device)
     journal = _begun(outputs, workers, identity, start_over=force and not resume)
     try:
@@ -206,7 +208,7 @@ def compress_detector(
         return None
     started = time.perf_counter()
     journal.put(_WRITING, b'')
-    container.write(outputs.riem, compressed.archive, force=force or resume)
+    writing.write(outputs.riem, compressed.archive, force=force or resume)
     compressed.report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
     report = {
         'file': outputs.riem.name,

@@ -3,7 +3,7 @@
 torch's weights-only unpickler builds tensors and plain containers, and looks other names up in an
 allow-list. MMEngine's runner checkpoints need a few names more: `HistoryBuffer`, numpy scalars and arrays,
 `ConfigDict`, and `getattr` for the methods that a `HistoryBuffer` carries. Each is bound to a stand-in, see
-`mmriem.core.pickled`.
+`mmriem.core.safe_pickle`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from mmriem.core.pickled import ARRAYS, StandIn, build
+from mmriem.core.safe_pickle import ARRAYS, StandIn, build
 
 __all__ = ['load_plain']
 

@@ -19,10 +19,9 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images import PLAIN, Style, procedural_images
-from mmriem.core.parallel import Crew
-from mmriem.core.probe import COUNTS as IMAGE_COUNTS
-from mmriem.core.probe import (
+from mmriem.core.execution.executor import Executor
+from mmriem.core.images.probe import COUNTS as IMAGE_COUNTS
+from mmriem.core.images.probe import (
     MAX_BATCH,
     MAX_PIXELS,
     Probe,
@@ -31,7 +30,8 @@ from mmriem.core.probe import (
     image_count,
     training_images,
 )
-from mmriem.core.styles import choose_style, few_images
+from mmriem.core.images.procedural import PLAIN, Style, procedural_images
+from mmriem.core.images.style_search import choose_style, few_images
 
 __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
 
@@ -52,18 +52,18 @@ def build_probe(
     count: int = 0,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
-    crew: Crew | None = None,
+    executor: Executor | None = None,
 ) -> ConfigProbe:
     """The probe that suits a model: a `DetectorProbe` for detectors of mmdet's kind, else an `OutputProbe`.
 
-    Procedural images have the style that suits its norms, which the `crew` finds, see `mmriem.core.styles`. The other
-    arguments and errors are those of `ConfigProbe`.
+    Procedural images have the style that suits its norms, which the `executor` finds.
+    The other arguments and errors are those of `ConfigProbe`.
     """
     kind = DetectorProbe if hasattr(model, 'add_pred_to_datasample') else OutputProbe
     if folder is not None:
         return kind(config, count, seed, folder)
     few = few_images(*kind(config, 1, seed).describe()['size'])
-    style = choose_style(model, lambda style: kind(config, few, seed, style=style), crew)
+    style = choose_style(model, lambda style: kind(config, few, seed, style=style), executor)
     return kind(config, count, seed, style=style)
 
 

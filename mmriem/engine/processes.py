@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from mmriem.core.errors import Interrupted, RiemError
-from mmriem.core.workers import Workers
+from mmriem.core.execution.workers import Workers
 
 __all__ = ['LAUNCHERS', 'Processes', 'joined']
 

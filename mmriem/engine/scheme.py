@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmriem.core import container
+from mmriem.core.file import reading
 
 from .checkpoint import device_of, state_dict_of, unpickle
 from .remote import local_path
@@ -28,7 +28,7 @@ def load_from_riem(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         RiemError: the file is missing, damaged, or not a `.riem` file.
     """
-    archive = container.read(local_path(filename))
+    archive = reading.read(local_path(filename))
     state_dict = archive.decode()
     device = device_of(map_location)
     placed = OrderedDict((name, _moved(tensor, device)) for name, tensor in state_dict.items())

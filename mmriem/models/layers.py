@@ -1,6 +1,6 @@
 """Layers that hold states, as in `conv_cfg=dict(type='mmriem.RieMConv2d', ratio=0.19)`."""
 
-from mmriem.core.live import RieMConv2d, RieMLinear
+from mmriem.core.live.layers import RieMConv2d, RieMLinear
 from mmriem.registry import MODELS
 
 __all__ = ['RieMConv2d', 'RieMLinear']

@@ -14,7 +14,9 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.live import WEIGHT_OPTIONS, Unfitted, find_unfitted, fit_all, make_live, writable_weights
+from mmriem.core.live.convert import make_live, writable_weights
+from mmriem.core.live.fit_on_load import Unfitted, find_unfitted, fit_all
+from mmriem.core.live.layers import WEIGHT_OPTIONS
 from mmriem.engine.checkpoint import load_into, state_dict_of
 from mmriem.engine.progress import show_progress
 
@@ -31,7 +33,7 @@ class RieMModule:
 
     Args:
         riem: `representation`, `ratio` or `bits`, `state_bits`, `effort`, `integers`, `materialize`, `include`,
-            `exclude` for `mmriem.core.live.make_live`, with patterns on the module's own keys (`layer1.*`). With
+            `exclude` for `core.live.convert.make_live`, with patterns on the module's own keys (`layer1.*`). With
             `checkpoint`, states are loaded when the module is built, from the keys of that file that begin
             with `prefix`; else, as of any model, by `load_from` or `init_cfg`. Distributed training from a
             `.riem` file of `sigmoid` or `bilinear` states needs it: their number comes from the file and must

@@ -12,7 +12,7 @@ from .curves import COLOURS
 __all__ = ['report_page']
 
 WIDTH, HEIGHT, LEFT, GAP = 1040, 220, 48, 6
-"""Of the picture of all weights, in pixels: of its bars without the axis, of the axis, between bars and damage."""
+"""Of the picture of all weights, in pixels: of its bars without the axis, of the axis, between bars and distortion."""
 DAMAGE_HEIGHT = 80
 
 _STYLE = """
@@ -26,7 +26,7 @@ td:first-child, th:first-child, td.text, th.text { text-align: left; } code { ba
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; } .key + span { margin-right: 1.2em; }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; } pre { background: #f0f0f0; padding: .7em; overflow-x: auto; }
 """  # noqa: E501
-_COLUMNS = ('weight', 'shape', 'representation', 'metric', 'bits/weight', 'bytes', 'SNR dB', 'damage', 'seconds')
+_COLUMNS = ('weight', 'shape', 'representation', 'metric', 'bits/weight', 'bytes', 'SNR dB', 'distortion', 'seconds')
 _TEXT = {'weight', 'shape', 'representation', 'metric'}
 
 
@@ -34,7 +34,7 @@ def report_page(report: Mapping[str, Any]) -> str:
     """The text of the page.
 
     Args:
-        report: as `mmriem.core.compress` makes it, with `file`, and where they are known `source` (its `config`,
+        report: as `core.pipeline.compress` makes it, with `file`, and where they are known `source` (its `config`,
             `checkpoint` and `sha256`) and `evaluate`, a command line.
     """
     weights, totals = report['weights'], report['totals']
@@ -46,7 +46,7 @@ def report_page(report: Mapping[str, Any]) -> str:
         f'<h1>{escape(report["file"])}</h1>\n<p class="lead">{lead}</p>',
         _figures(totals),
         '<h2>Where the bytes are</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits '
-        'for each, so its area is its bytes. Below, its share of the predicted damage.</p>\n'
+        'for each, so its area is its bytes. Below, its share of the predicted distortion.</p>\n'
         f'{_legend(colours)}\n{_picture(weights, colours)}\n{_parts(weights, totals, parts)}',
         _remarks(weights, totals.get('tuning')),
         f'<h2>Every weight</h2>\n{_table(weights)}',
@@ -83,30 +83,30 @@ def _legend(colours: Mapping[str, str]) -> str:
 
 
 def _picture(weights: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> str:
-    """Bars of bits per weight over elements, and bars of damage under them."""
+    """Bars of bits per weight over elements, and bars of distortion under them."""
     elements = sum(math.prod(weight['shape']) for weight in weights)
     highest = max(weight['bits_per_weight'] for weight in weights) or 1.0
-    damage = sum(weight['damage'] or 0.0 for weight in weights)
-    tallest = max((weight['damage'] or 0.0 for weight in weights), default=0.0)
+    distortion = sum(weight['distortion'] or 0.0 for weight in weights)
+    tallest = max((weight['distortion'] or 0.0 for weight in weights), default=0.0)
     base = HEIGHT + 10
     shapes, x = [_axis(highest, base)], float(LEFT)
     for weight in weights:
         width = WIDTH * math.prod(weight['shape']) / elements
         height = HEIGHT * weight['bits_per_weight'] / highest
         told = f'{weight["name"]}: {weight["bits_per_weight"]:.2f} bits, {_bytes(weight["bits"] / 8)}'
-        if weight['damage'] and damage:
-            told += f', {100 * weight["damage"] / damage:.1f} % of the damage'
+        if weight['distortion'] and distortion:
+            told += f', {100 * weight["distortion"] / distortion:.1f} % of the distortion'
         fill = f'fill="{colours[_part(weight)]}" stroke="#fff" stroke-width=".4"'
         bars = f'<rect x="{x:.2f}" y="{base - height:.2f}" width="{width:.2f}" height="{height:.2f}" {fill}/>'
-        if weight['damage'] and tallest:
-            depth = DAMAGE_HEIGHT * weight['damage'] / tallest
+        if weight['distortion'] and tallest:
+            depth = DAMAGE_HEIGHT * weight['distortion'] / tallest
             bars += f'<rect x="{x:.2f}" y="{base + GAP}" width="{max(width, 1):.2f}" height="{depth:.2f}" {fill}/>'
         shapes.append(f'<g><title>{escape(told)}</title>{bars}</g>')
         x += width
     low = base + GAP + DAMAGE_HEIGHT
-    shapes.append(f'<text x="0" y="{base + GAP + 12}" fill="#555">damage</text>')
+    shapes.append(f'<text x="0" y="{base + GAP + 12}" fill="#555">distortion</text>')
     size = f'viewBox="0 0 {LEFT + WIDTH} {low + 4}" width="{LEFT + WIDTH}" height="{low + 4}"'
-    return f'<svg {size} role="img" aria-label="bits and damage of each weight">{"".join(shapes)}</svg>'
+    return f'<svg {size} role="img" aria-label="bits and distortion of each weight">{"".join(shapes)}</svg>'
 
 
 def _axis(highest: float, base: int) -> str:
@@ -160,11 +160,11 @@ def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | N
 
 
 def _table(weights: Sequence[Mapping[str, Any]]) -> str:
-    total = sum(weight['damage'] or 0.0 for weight in weights)
+    total = sum(weight['distortion'] or 0.0 for weight in weights)
     head = ''.join(f'<th{" class=text" if name in _TEXT else ""}>{name}</th>' for name in _COLUMNS)
     rows = []
     for weight in weights:
-        share = f'{100 * weight["damage"] / total:.1f} %' if weight['damage'] and total else '-'
+        share = f'{100 * weight["distortion"] / total:.1f} %' if weight['distortion'] and total else '-'
         cells = (
             weight['name'],
             ' x '.join(map(str, weight['shape'])),

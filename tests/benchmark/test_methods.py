@@ -6,7 +6,7 @@ from torch import nn
 from mmriem.benchmark.method import complete, floating_tensors
 from mmriem.benchmark.methods import METHODS, MinMax, Rounding, Svd, folding_pairs, get_method
 from mmriem.core.errors import RiemError
-from mmriem.core.surgery import find_weights
+from mmriem.core.weights.views import find_weights
 
 
 class Net(nn.Module):
@@ -138,7 +138,7 @@ def test_svd_keeps_the_rank_that_the_bits_allow(bits, rank):
 
 
 def unpacked(method, matrix, **setting):
-    from mmriem.core.quantise import PayloadReader
+    from mmriem.core.coding.packing import PayloadReader
 
     payload = method.pack(matrix, **setting)
     return method.unpack(PayloadReader(payload, len(payload)), tuple(matrix.shape), **setting)

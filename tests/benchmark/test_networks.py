@@ -3,7 +3,7 @@ import torch
 
 from mmriem.benchmark.networks import build_network
 from mmriem.core.errors import RiemError
-from mmriem.core.styles import DEFAULT
+from mmriem.core.images.style_search import DEFAULT
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from mmengine.config import Config
 from torch import nn
 
 from mmriem.benchmark.protocol import RESULTS, Protocol, matched_dmu, run_protocol, split, table
-from mmriem.core.compress import Settings
-from mmriem.core.container import read
 from mmriem.core.errors import RiemError
+from mmriem.core.file.reading import read
+from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.config import read_config
 
 PROTOCOL = Protocol('svd', 6.0, seeds=2, keep=1, effort=0.1, development=0.5)

@@ -17,9 +17,9 @@ from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmriem.core import container
-from mmriem.core.compress import Settings
-from mmriem.core.live import WeightStates
+from mmriem.core.file import reading
+from mmriem.core.live.states import WeightStates
+from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.compression import Outputs, compress_detector
 from mmriem.engine.detector import build_detector
 
@@ -195,7 +195,7 @@ def test_drop_in_and_live_compute_the_same(detector, tmp_path):
     compress_detector(str(tmp_path / 'narrow.py'), str(tmp_path / 'x.pth'), written, CHEAP, metric='identity')
 
     dense, states = (init_detector(config, str(written.riem), device='cpu') for config in (drop_in, live))
-    represented = {record.view.name for record in container.read(written.riem).weights}
+    represented = {record.view.name for record in reading.read(written.riem).weights}
     held = {name.replace('.riem.', '.') for name, module in states.named_modules() if isinstance(module, WeightStates)}
     parts = [part for part in ('backbone', 'neck') if 'riem' in live.model.get(part, {})]
     assert held >= {name for name in represented if name.split('.')[0] in parts} and parts[0] == 'backbone'

@@ -7,13 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmriem.core import native, trellis
-from mmriem.core.compress import Settings, compress
-from mmriem.core.container import from_bytes
-from mmriem.core.entropy import LANES, decode, decode_vector, encode, encode_vector
+from mmriem.core import native
+from mmriem.core.coding import paths
+from mmriem.core.coding.entropy import decode, decode_vector, encode, encode_vector
+from mmriem.core.coding.streams import LANES
 from mmriem.core.errors import RiemError
-from mmriem.core.lattice import Lattice
-from mmriem.core.manifest import Source
+from mmriem.core.file.manifest import Source
+from mmriem.core.file.reading import from_bytes
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.settings import Settings
+from mmriem.core.representations.lattice import trellis
+from mmriem.core.representations.lattice.representation import Lattice
+from mmriem.core.representations.lattice.trellis import Columns
 
 INT32 = np.iinfo(np.int32)
 pytestmark = pytest.mark.skipif(native.module is None, reason='mmriem/core/_native.c was not compiled')
@@ -80,7 +85,7 @@ def test_matrices_of_many_tiles(shape, period, lanes):
 def path(rows, columns, scale, seed=0):
     """Integers that follow a trellis."""
     halves = np.abs(symbols_of(rows, columns, scale, 0.3, seed)).astype(np.int64)
-    return trellis.sizes(halves) * np.where(symbols_of(rows, columns, 1.0, 0.0, seed + 1) < 0, -1, 1)
+    return paths.sizes(halves) * np.where(symbols_of(rows, columns, 1.0, 0.0, seed + 1) < 0, -1, 1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,7 +135,7 @@ def test_searches(rows, columns, cancels, scale):
 
     def work():
         states = start.copy()
-        columns = trellis.Columns(factor if cancels else None, *scales, table)
+        columns = Columns(factor if cancels else None, *scales, table)
         codes, errors = trellis.search(weight, target, columns, states)
         return np.concatenate([codes.astype(np.float64), errors[:, None], states[:, None]], 1)
 

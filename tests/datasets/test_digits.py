@@ -191,7 +191,7 @@ def test_second_call_writes_nothing(small_set):
     assert [p.name for p in small_set.parent.iterdir()] == ['digits']  # no scratch folder left
 
 
-def damage(root: Path, how: str) -> None:
+def distortion(root: Path, how: str) -> None:
     if how == 'changed image':
         (root / 'images/val/000000.png').write_bytes(b'x')
     elif how == 'missing image':
@@ -206,7 +206,7 @@ def damage(root: Path, how: str) -> None:
 def test_damaged_set_is_replaced_by_force_only(small_set, tmp_path, how):
     root = tmp_path / 'digits'
     d.write_digits(root, **SMALL)
-    damage(root, how)
+    distortion(root, how)
     with pytest.raises(RiemError, match='--force'):
         d.write_digits(root, **SMALL)
     assert d.write_digits(root, **SMALL, force=True)

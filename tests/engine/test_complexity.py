@@ -8,8 +8,8 @@ import pytest
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 
-from mmriem.core.container import read
 from mmriem.core.errors import RiemError
+from mmriem.core.file.reading import read
 from mmriem.engine.complexity import image_shape, measure_complexity, print_complexity
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector

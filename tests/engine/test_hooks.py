@@ -3,8 +3,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmriem.core import container
 from mmriem.core.errors import RiemError
+from mmriem.core.file import reading
 from mmriem.engine import StrictLoadHook, read_pth_safely
 from mmriem.engine.config import load_strictly
 
@@ -45,7 +45,7 @@ def test_without_the_hook_the_runner_only_warns(config, riem_file):
 def test_plain_state_dict_with_ema(config, riem_file, tmp_path):
     """EMAHook takes its copy from the same checkpoint."""
     config.load_from = str(tmp_path / 'plain.pth')
-    decoded = container.read(riem_file).decode()
+    decoded = reading.read(riem_file).decode()
     torch.save({'state_dict': {name: tensor.clone() for name, tensor in decoded.items()}}, config.load_from)
     config.custom_hooks = [dict(type='EMAHook')]
     runner = Runner.from_cfg(config)

@@ -10,10 +10,10 @@ from mmengine.config import Config
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images import PLAIN, procedural_images
-from mmriem.core.pullback import collect
-from mmriem.core.styles import DEFAULT
-from mmriem.core.surgery import find_weights
+from mmriem.core.images.procedural import PLAIN, procedural_images
+from mmriem.core.images.style_search import DEFAULT
+from mmriem.core.metric.pullback import collect
+from mmriem.core.weights.views import find_weights
 from mmriem.engine import read_checkpoint
 from mmriem.engine.checkpoint import load_into
 from mmriem.engine.config import read_config

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmriem.core.errors import RiemError
-from mmriem.core.workers import Workers
+from mmriem.core.execution.workers import Workers
 from mmriem.engine.processes import joined
 
 SCENARIOS = ('talk', 'posted', 'mute', 'slow', 'killed', 'first_killed', 'stopped', 'failed', 'terminated')

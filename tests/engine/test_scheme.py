@@ -9,8 +9,8 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from mmriem.core import container
 from mmriem.core.errors import RiemError
+from mmriem.core.file import reading
 from mmriem.engine import read_pth_safely
 
 
@@ -22,7 +22,7 @@ def schemes(monkeypatch):
 
 def test_riem_is_read_as_a_checkpoint(riem_file):
     checkpoint = CheckpointLoader.load_checkpoint(str(riem_file), map_location='cpu')
-    archive = container.read(riem_file)
+    archive = reading.read(riem_file)
     decoded = archive.decode()
     assert list(checkpoint['state_dict']) == list(decoded)
     assert all(torch.equal(checkpoint['state_dict'][name], decoded[name]) for name in decoded)
@@ -50,7 +50,7 @@ def test_damaged_riem(riem_file, tmp_path):
 
 def test_stock_init_detector(riem_file, tiny_config):
     model = mmdet_init_detector(str(tiny_config), str(riem_file), device='cpu')
-    decoded = container.read(riem_file).decode()
+    decoded = reading.read(riem_file).decode()
     assert all(torch.equal(tensor, decoded[name]) for name, tensor in model.state_dict().items())
     assert model.dataset_meta['classes'] == ('square', 'bar')
 
@@ -63,7 +63,7 @@ def test_pretrained_weights_of_a_part(riem_file):
 
     stem = Stem(init_cfg=dict(type='Pretrained', checkpoint=str(riem_file), prefix='backbone.'))
     stem.init_weights()
-    assert torch.equal(stem.conv1.weight, container.read(riem_file).decode()['backbone.conv1.weight'])
+    assert torch.equal(stem.conv1.weight, reading.read(riem_file).decode()['backbone.conv1.weight'])
 
 
 def test_the_hook_alone_imports_the_scheme(riem_file):
@@ -74,7 +74,7 @@ def test_the_hook_alone_imports_the_scheme(riem_file):
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) == len(container.read(riem_file).keys)
+    assert int(done.stdout.split()[-1]) == len(reading.read(riem_file).keys)
 
 
 def test_pth_through_the_safe_reader(runner_checkpoint, tmp_path):

@@ -62,7 +62,7 @@ def trained(stock_config, tmp_path_factory) -> Path:
 @pytest.fixture(scope='session')
 def riem_files(stock_config, trained, tmp_path_factory) -> dict[str, Path]:
     """`trained` compressed whole, by representation; one block of the backbone stays dense."""
-    from mmriem.core.compress import Settings
+    from mmriem.core.pipeline.settings import Settings
     from mmriem.engine.compression import Outputs, compress_detector
 
     files = {}

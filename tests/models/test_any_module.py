@@ -12,11 +12,12 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import mmriem.models
-from mmriem.core import container
-from mmriem.core.container import Archive, WeightRecord
 from mmriem.core.errors import RiemError
-from mmriem.core.live import LiveModule, WeightStates
-from mmriem.core.manifest import Source
+from mmriem.core.file import reading, writing
+from mmriem.core.file.archive import Archive, WeightRecord
+from mmriem.core.file.manifest import Source
+from mmriem.core.live.module import LiveModule
+from mmriem.core.live.states import WeightStates
 from mmriem.models import RieMModule, riem_class
 
 RIEM = dict(representation='bilinear', ratio=0.3, state_bits=8)
@@ -104,8 +105,8 @@ def written(live, path):
                 records.append(WeightRecord(states.view, encoded))
     state_dict.update((key, x) for key, x in live.state_dict().items() if '.riem.' not in key)
     source = Source('x.pth', '0' * 64)
-    container.write(path, Archive.from_state_dict(state_dict, records, dataset_meta={}, source=source, settings={}))
-    return container.read(path).decode()
+    writing.write(path, Archive.from_state_dict(state_dict, records, dataset_meta={}, source=source, settings={}))
+    return reading.read(path).decode()
 
 
 def assert_close(found, expected):

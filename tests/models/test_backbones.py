@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmriem.models
-from mmriem.core import container
-from mmriem.core.compress import Settings, compress
 from mmriem.core.errors import RiemError
-from mmriem.core.live import LiveModule, WeightStates
-from mmriem.core.manifest import Source
+from mmriem.core.file import reading, writing
+from mmriem.core.file.manifest import Source
+from mmriem.core.live.module import LiveModule
+from mmriem.core.live.states import WeightStates
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.settings import Settings
 from mmriem.models.module import RieMModule
 
 RIEM = dict(representation='bilinear', ratio=0.4)
@@ -75,7 +77,7 @@ def compressed(request, tmp_path_factory):
     settings = Settings('bilinear', ratio=0.6)
     archive = compress(detector, settings, dataset_meta={}, source=Source('x.pth', '0' * 64)).archive
     path = tmp_path_factory.mktemp(request.param) / 'backbone.riem'
-    container.write(path, archive)
+    writing.write(path, archive)
     detector.load_state_dict(archive.decode())
     detector.eval()
     return request.param, detector['backbone'], path
@@ -102,7 +104,7 @@ def test_pretrained_states(compressed, source):
         live.init_weights()
     else:
         live = MODELS.build(dict(type=f'mmriem.RieM{name}', riem=dict(RIEM, **where), **STOCK[name][1]))
-    assert_holds(live, container.read(path), 'backbone.')
+    assert_holds(live, reading.read(path), 'backbone.')
     with torch.no_grad():
         live.eval()
         for found, expected in zip(live(image()), stock(image())):

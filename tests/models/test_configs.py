@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-from mmriem.core.live import WeightStates
+from mmriem.core.live.states import WeightStates
 from mmriem.engine.config import read_config
 
 FOLDER = Path(__file__).parents[2] / 'configs' / 'riem'

@@ -12,8 +12,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmriem.core import container
-from mmriem.core.live import WeightStates
+from mmriem.core.file import reading
+from mmriem.core.live.states import WeightStates
 from mmriem.engine.config import load_strictly
 
 REPRESENTATIONS = ('bilinear', 'lattice', 'sigmoid')
@@ -53,7 +53,7 @@ def test_live_and_drop_in_compute_the_same(representation, riem_files, stock_con
 
 @pytest.mark.parametrize('representation', REPRESENTATIONS)
 def test_states_of_the_file_become_parameters(representation, riem_files, live_config):
-    archive = container.read(riem_files[representation])
+    archive = reading.read(riem_files[representation])
     model = init_detector(str(live_config), str(riem_files[representation]), device='cpu')
     state_dict, expected = model.state_dict(), archive.decode()
     records = {record.view.name: record for record in archive.weights}
@@ -114,7 +114,7 @@ def test_pretrained_states_of_a_stock_backbone(riem_files, stock_config):
     config.model.backbone.init_cfg = start
     backbone = MODELS.build(config.model.backbone)
     backbone.init_weights()
-    expected = container.read(riem_files['lattice']).decode()
+    expected = reading.read(riem_files['lattice']).decode()
     for key, tensor in backbone.state_dict().items():
         assert key.endswith('num_batches_tracked') or torch.equal(tensor, expected[f'backbone.{key}'])
 
@@ -132,7 +132,7 @@ def test_fine_tuning(representation, call_here, tools, riem_files, stock_config,
 
     work_dir = tmp_path / live_config.stem
     trained = torch.load(work_dir / 'epoch_1.pth', weights_only=False)['state_dict']
-    for record in container.read(path).weights:
+    for record in reading.read(path).weights:
         if not record.view.name.startswith('bbox_head'):
             for state, value in record.encoded.states().items():
                 found = trained[state_key(record.view.name, state)]
@@ -191,7 +191,7 @@ def test_averaged_weights(riem_files, live_config, tmp_path):
     assert logged(tmp_path, 'coco/bbox_mAP')[-1] > 0.1
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     own, averaged = runner.model.state_dict(), saved['state_dict']
-    record = next(r for r in container.read(riem_files['sigmoid']).weights if 'layer4' in r.view.name)
+    record = next(r for r in reading.read(riem_files['sigmoid']).weights if 'layer4' in r.view.name)
     starts = {state_key(record.view.name, state): value for state, value in record.encoded.states().items()}
     moved = [
         torch.cat([(tensors[key] - start).flatten() for key, start in starts.items()]) for tensors in (own, averaged)

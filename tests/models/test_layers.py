@@ -7,9 +7,12 @@ from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 from torch import nn
 
-from mmriem.core.compress import Settings, compress
-from mmriem.core.live import LiveModule, RieMConv2d, RieMLinear, WeightStates
-from mmriem.core.manifest import Source
+from mmriem.core.file.manifest import Source
+from mmriem.core.live.layers import RieMConv2d, RieMLinear
+from mmriem.core.live.module import LiveModule
+from mmriem.core.live.states import WeightStates
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.settings import Settings
 
 SOURCE = Source('x.pth', '0' * 64)
 CONV = dict(type='mmriem.RieMConv2d', representation='bilinear', ratio=0.4)

@@ -4,9 +4,10 @@ import torch
 from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 
-from mmriem.core.compress import Settings, compress
-from mmriem.core.live import LiveModule
-from mmriem.core.manifest import Source
+from mmriem.core.file.manifest import Source
+from mmriem.core.live.module import LiveModule
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.settings import Settings
 
 OPTIONS = dict(in_channels=[32, 48], out_channels=32, num_outs=3, norm_cfg=dict(type='BN'))
 

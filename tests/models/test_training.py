@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmriem.core import container
-from mmriem.core.live import WeightStates
+from mmriem.core.file import reading
+from mmriem.core.live.states import WeightStates
 from mmriem.engine.config import load_strictly
 
 WHOLE = """
@@ -58,7 +58,7 @@ def test_from_an_ordinary_checkpoint_over_training_to_a_file(
         assert call_here(tools / 'test.py', name, file, '--work-dir', tmp_path / f'test_{name.stem}') is None
     found = [map_of(tmp_path / f'test_{name.stem}') for name in (config, stock_config)]
     assert found[0] == found[1] > 0.1
-    archive = container.read(tmp_path / 'after.riem')
+    archive = reading.read(tmp_path / 'after.riem')
     assert {record.encoded.name for record in archive.weights} == {KINDS[kind][0]}
     bits = sum(record.encoded.payload_bits() for record in archive.weights)
     budget = 5 if kind in ('steps', 'integers') else 0.4 * 32
@@ -74,7 +74,7 @@ def test_a_budget_compresses_a_trained_model_anew(call_here, tools, live_config,
     assert call_here(tools / 'compress.py', live_config, tmp_path / 'epoch_1.pth', *flags) is None
     report = json.loads(small.with_suffix('.json').read_text())
     assert 2.9 < report['totals']['bits_per_weight'] <= 3
-    assert 'bbox_head' in ''.join(record.view.name for record in container.read(small).weights)
+    assert 'bbox_head' in ''.join(record.view.name for record in reading.read(small).weights)
 
 
 def test_an_ordinary_checkpoint_with_the_config_of_a_riem_model(

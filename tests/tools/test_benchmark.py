@@ -12,8 +12,8 @@ import torch
 from mmriem.benchmark import methods, runner, worker
 from mmriem.benchmark.networks import Classifier
 from mmriem.classification import resnet20
-from mmriem.core.compress import compress
-from mmriem.core.surgery import find_weights
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.weights.views import find_weights
 
 FILES = ['picture.png', 'table.csv', 'table.md']
 

@@ -15,7 +15,7 @@ STOCK = Path(find_spec('mmdet').origin).parent / '.mim' / 'tools'
 @pytest.fixture(scope='module')
 def written(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     """The config of a compressed tiny detector; the file lies beside it."""
-    from mmriem.core.compress import Settings
+    from mmriem.core.pipeline.settings import Settings
     from mmriem.engine.compression import Outputs, compress_detector
 
     outputs = Outputs(tmp_path_factory.mktemp('written') / 'tiny.riem')

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmriem.core import container
-from mmriem.core.compress import DEFAULT_ERRORS
-from mmriem.core.journal import Journal
-from mmriem.core.styles import DEFAULT
+from mmriem.core.execution.journal import Journal
+from mmriem.core.file import reading
+from mmriem.core.images.style_search import DEFAULT
+from mmriem.core.pipeline.settings import DEFAULT_ERRORS
 from mmriem.engine import read_checkpoint
 
 
@@ -52,7 +52,7 @@ def test_writes_file_config_and_report(compress, runner_checkpoint, tmp_path, ca
     assert 0.8 * most < totals[key] <= most
     weights = read_checkpoint(runner_checkpoint).state_dict
     assert totals['bytes_fp32'] == 4 * sum(x.numel() for x in weights.values() if x.is_floating_point())
-    decoded = container.read(riem).decode()
+    decoded = reading.read(riem).decode()
     for entry in report['weights']:
         before, after = weights[entry['name']].double(), decoded[entry['name']].double()
         error = float((before - after).abs().mean() / before.std(unbiased=False))
@@ -88,8 +88,8 @@ def test_two_processes_same_bytes_and_same_weights(call, tools, tiny_config, run
         assert done.returncode == 0, done.stderr
     assert (tmp_path / 'one.riem').read_bytes() == (tmp_path / 'two.riem').read_bytes()
     program = (
-        'import sys, hashlib; from mmriem.core import container\n'
-        'for x in container.read(sys.argv[1]).decode().values(): print(hashlib.sha256(x.numpy().tobytes()).hexdigest())'
+        'import sys, hashlib; from mmriem.core.file import reading\n'
+        'for x in reading.read(sys.argv[1]).decode().values(): print(hashlib.sha256(x.numpy().tobytes()).hexdigest())'
     )
     prints = {
         subprocess.run(
@@ -166,7 +166,7 @@ def test_runner_checkpoint_and_plain_state_dict_give_the_same_weights(
     for name in ('runner', 'plain'):
         arguments = ['--out', f'{name}.riem', '--representation', 'bilinear']
         assert call_here(tools / 'compress.py', tiny_config, tmp_path / f'{name}.pth', *arguments) is None
-    runner, plain = (container.read(tmp_path / f'{name}.riem').decode() for name in ('runner', 'plain'))
+    runner, plain = (reading.read(tmp_path / f'{name}.riem').decode() for name in ('runner', 'plain'))
     assert list(runner) == list(plain) and all(torch.equal(runner[key], plain[key]) for key in runner)
 
 
@@ -244,7 +244,7 @@ def test_stock_config_of_the_wheel(call_here, tools, tmp_path):
     report = json.loads((tmp_path / 'o.json').read_text())
     wanted = [key for key, x in detector.named_parameters() if x.ndim >= 2]
     assert [entry['name'] for entry in report['weights']] == wanted
-    assert len(container.read(tmp_path / 'o.riem').dataset_meta['classes']) == 80
+    assert len(reading.read(tmp_path / 'o.riem').dataset_meta['classes']) == 80
 
 
 # ---- the budget, and images
@@ -305,27 +305,27 @@ def test_a_size(compress, tmp_path, arguments, least, most):
     assert report['settings']['recalibration'] == ('--no-recalibration' not in arguments)
     assert report['settings']['tuning'] == (2 if '--tune' in arguments else 0)
     assert (report['totals']['tuning'] is not None) == ('--tune' in arguments)
-    assert container.read(tmp_path / 'o.riem').settings == report['settings']
+    assert reading.read(tmp_path / 'o.riem').settings == report['settings']
 
 
 def test_integers_with_and_without_a_trellis(compress, tmp_path):
     arguments = ['--bits', '5', '--metric', 'identity', '--no-progress']
     for name, more in (('with', []), ('without', ['--no-trellis'])):
         assert compress('--out', f'{name}.riem', *arguments, *more) is None
-        archive = container.read(tmp_path / f'{name}.riem')
+        archive = reading.read(tmp_path / f'{name}.riem')
         assert archive.weights and archive.settings['trellis'] == (name == 'with')
         assert {record.encoded.can_train_integers for record in archive.weights} == {name == 'without'}
 
 
 @pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])
 def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, monkeypatch, arguments):
-    monkeypatch.setattr('mmriem.core.compress.DEFAULT_TUNING', 2)
+    monkeypatch.setattr('mmriem.core.pipeline.settings.DEFAULT_TUNING', 2)
     assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
     report = json.loads((tmp_path / 'o.json').read_text())
     assert report['settings'].get('tolerance') == (float(arguments[1]) if arguments else None)
     assert report['settings']['tuning'] == (0 if arguments else 2)
     tolerance = report['settings'].get('tolerance', DEFAULT_ERRORS[0])
-    # what is smaller dense than as a lattice does no damage
+    # what is smaller dense than as a lattice does no distortion
     assert 0.95 * tolerance <= report['totals']['predicted_error'] <= tolerance
     assert f'{report["totals"]["bytes"]:,} bytes' in capsys.readouterr().out
     assert call_here(tools / 'test.py', 'o.py', 'o.riem', '--work-dir', 'w') is None
@@ -336,7 +336,7 @@ def test_images_of_a_folder(compress, coco_data, tmp_path):
     decoded = []
     for name, images in (('own', ['--images', coco_data / 'images']), ('procedural', [])):
         assert compress('--out', f'{name}.riem', '--bits', '6', '--image-count', '3', *images) is None
-        decoded.append(container.read(tmp_path / f'{name}.riem').decode())
+        decoded.append(reading.read(tmp_path / f'{name}.riem').decode())
     settings = json.loads((tmp_path / 'own.json').read_text())['settings']
     assert settings['images'] == {'kind': 'folder', 'folder': 'images', 'count': 3}
     assert any(not torch.equal(decoded[0][key], decoded[1][key]) for key in decoded[0])

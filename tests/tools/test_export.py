@@ -9,8 +9,8 @@ import pytest
 import torch
 from mmdet.apis import init_detector
 
-from mmriem.core import container
 from mmriem.core.errors import RiemError
+from mmriem.core.file import reading
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector
 from mmriem.engine.export import RawOutputs, write_onnx
@@ -26,7 +26,7 @@ def test_checkpoint(call, tools, tiny_config, riem_file, tmp_path, flags, dtype)
     done = call(tools / 'export.py', riem_file, '--to', tmp_path / 'out/dense.pth', *flags)
     assert done.returncode == 0, done.stderr
     content = torch.load(tmp_path / 'out/dense.pth', weights_only=True)
-    expected = container.read(riem_file).decode()
+    expected = reading.read(riem_file).decode()
     assert list(content['state_dict']) == list(expected) and content['meta']['dataset_meta']['classes'] == (
         'square',
         'bar',

@@ -5,8 +5,8 @@ import torch
 
 from mmriem.benchmark.networks import Classifier
 from mmriem.classification import resnet20
-from mmriem.core.probe import ImageProbe
-from mmriem.core.surgery import find_weights
+from mmriem.core.images.probe import ImageProbe
+from mmriem.core.weights.views import find_weights
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from mmriem.visualization import report_page
 
 
-def weight(name, shape, bits, damage=None, metric='inputs', representation='lattice'):
+def weight(name, shape, bits, distortion=None, metric='inputs', representation='lattice'):
     numel = 1
     for size in shape:
         numel *= size
@@ -18,7 +18,7 @@ def weight(name, shape, bits, damage=None, metric='inputs', representation='latt
         bits=bits,
         bits_per_weight=bits / numel,
         snr_db=None if representation == 'dense' else 7.5,
-        damage=damage,
+        distortion=distortion,
         seconds=0.25,
     )
 
@@ -26,9 +26,9 @@ def weight(name, shape, bits, damage=None, metric='inputs', representation='latt
 @pytest.fixture
 def report():
     weights = [
-        weight('backbone.conv.weight', (8, 4, 3, 3), 576, damage=3e-4),
+        weight('backbone.conv.weight', (8, 4, 3, 3), 576, distortion=3e-4),
         weight('backbone.table', (40, 10), 800, metric='identity'),
-        weight('head.weight', (16, 8), 512, damage=1e-4),
+        weight('head.weight', (16, 8), 512, distortion=1e-4),
         weight('head.small', (2, 2), 64, metric='identity', representation='dense'),
     ]
     totals = dict(bytes=400, bytes_fp32=4000, bits_per_weight=3.9, predicted_error=0.02, wall_seconds=12.3)
@@ -73,7 +73,7 @@ def test_damage_of_what_was_measured(report):
     below = [bar for bar in page.found if bar['y'] > 225]
     assert len(below) == 2
     assert below[0]['height'] == pytest.approx(3 * below[1]['height'], rel=0.01)
-    assert any('75.0 % of the damage' in title for title in page.titles)
+    assert any('75.0 % of the distortion' in title for title in page.titles)
 
 
 def test_every_weight_and_the_remarks(report):
@@ -96,7 +96,7 @@ def test_how_tuning_went(report, after, told):
 
 def test_without_a_metric(report):
     for each in report['weights']:
-        each.update(metric='identity', damage=None)
+        each.update(metric='identity', distortion=None)
     report['totals']['predicted_error'] = None
     page = report_page(report)
     assert 'averagely sensitive' not in page

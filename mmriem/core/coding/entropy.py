@@ -1,0 +1,292 @@
+"""Entropy coding of integer matrices whose rows and columns have scales of their own.
+
+Magnitudes are coded tile by tile. What a symbol is expected to be follows from the tokens decoded before it: their
+sums in its row, in its column and among the other taps of its kernel, each drawn to the mean as far as it rests on
+few symbols. Symbols of about the same expectation form a class, whose distribution starts as a geometric one and
+adapts. Four numbers say how far rows, columns, channels and kernels differ; no other side information is stored.
+
+Everything that decides a distribution is a sum of integers or one elementwise IEEE operation after the other, so the
+bytes are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from constriction import stream
+
+from .. import native
+from ..errors import RiemError
+from . import paths
+from .context import (
+    _PRIOR,
+    _SHRINKAGES,
+    DIRECT,
+    EXTRA,
+    LOW,
+    SHRINKAGES,
+    TOKENS,
+    code_tokens,
+    fitted_shrinkages,
+    tokens_of,
+)
+from .streams import _ENDS_ELSEWHERE, BITS_24, Reader, Writer, split_lanes
+
+SPAN = 1 << 16
+"""Integers whose signs are looked up at a time, so that these stay in the cache."""
+WINDOWS = (1, 2, 4, 16, 64)
+"""Choices for how many integers of a vector predict the next."""
+_OTHER_LARGEST = 'integer stream: expected {} as its largest token, found {}; the file is damaged'
+_TOO_LARGE = 'integer stream: expected integers of 32 bits, found a larger one; the file is damaged'
+_WINDOWS = np.array(WINDOWS, np.int64)
+
+
+def encode(symbols: np.ndarray, period: int = 1, lanes: int = 1, trellis: bool = False) -> bytes:
+    """The bytes of an integer matrix, which :func:`decode` reads; one byte where every integer is zero.
+
+    Args:
+        symbols: ``(rows, channels * period)``, integers that int32 can hold.
+        period: columns of one input channel, the taps of its kernel, next to each other.
+        lanes: streams that the tokens are dealt to, 1 or ``LANES``; the further ones take about 33 bytes.
+        trellis: the rows follow paths of the trellis (:mod:`mmriem.core.coding.paths`), and half magnitudes are coded.
+
+    Raises:
+        RiemError: an integer that int32 cannot hold, columns that the period does not divide, or rows that follow no
+            path.
+    """
+    symbols = _int32(symbols)
+    _check_shape(symbols.shape, period)
+    writer = Writer(lanes)
+    sizes = np.abs(symbols).view(np.uint32)
+    halves = paths.halves(sizes) if trellis else sizes
+    if halves is None:
+        raise RiemError('integers to code: expected rows that follow paths of the trellis, found others')
+    _write(writer, halves, symbols < 0, period, sizes)
+    return writer.payload()
+
+
+def decode(data: bytes, shape: tuple[int, int], period: int = 1, lanes: int = 1, trellis: bool = False) -> np.ndarray:
+    """The matrix that :func:`encode` was given, of ``shape``: int8 where all magnitudes are small, else int32.
+
+    Raises:
+        RiemError: the bytes are not those of a matrix of this shape, period, number of lanes and trellis.
+    """
+    _check_shape(shape, period)
+    payloads = split_lanes(data, lanes)
+    if native.module is not None:
+        return _native_matrix(payloads, shape, period, trellis)
+    reader = Reader(payloads)
+    magnitudes, negative = _read(reader, shape, period, trellis)
+    reader.finish()
+    return _signed(magnitudes, negative).reshape(shape)
+
+
+def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], period: int, trellis: bool) -> np.ndarray:
+    out = np.empty(shape, np.int8)
+    status = native.module.matrix(payloads, out, *shape, period, trellis, _PRIOR, _SHRINKAGES)
+    if status[0] == native.module.WIDE:
+        out = np.empty(shape, np.int32)
+        status = native.module.matrix(payloads, out, *shape, period, trellis, _PRIOR, _SHRINKAGES)
+    _require_ok(*status)
+    return out
+
+
+def _require_ok(status: int, largest: int, found: int) -> None:
+    """Raise what the status of a compiled function means."""
+    if status == native.module.OTHER_LARGEST:
+        raise RiemError(_OTHER_LARGEST.format(largest, found))
+    if status == native.module.ENDS_ELSEWHERE:
+        raise RiemError(_ENDS_ELSEWHERE)
+    if status == native.module.TOO_LARGE:
+        raise RiemError(_TOO_LARGE)
+
+
+def _signed(magnitudes: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Magnitudes, uint8 or uint32, with their signs, as int8 or int32.
+
+    Raises:
+        RiemError: a number that int32 cannot hold.
+    """
+    minus = negative.astype(magnitudes.dtype, copy=False)
+    if magnitudes.dtype == np.uint32 and (magnitudes > (1 << 31) - 1 + minus).any():
+        raise RiemError(_TOO_LARGE)
+    signed = magnitudes ^ -minus
+    signed += minus
+    return signed.view(np.int8 if magnitudes.dtype == np.uint8 else np.int32)
+
+
+def encode_vector(values: np.ndarray) -> bytes:
+    """The bytes of a vector of integers, ``(count,)``, which :func:`decode_vector` reads.
+
+    Each is predicted by the mean of those before it, of as many as make the fewest bytes.
+
+    Raises:
+        RiemError: an integer that int32 cannot hold.
+    """
+    values = _int32(values).tolist()
+    payloads = []
+    for choice, window in enumerate(WINDOWS):
+        differences = np.array([x - _mean(values[max(0, at - window) : at]) for at, x in enumerate(values)], np.int64)
+        magnitudes, negative = np.abs(differences).astype(np.uint32), differences < 0
+        writer = Writer()
+        _code_integer(writer, choice, len(WINDOWS))
+        _code_first(writer, magnitudes[:1], negative[:1])
+        _write(writer, magnitudes[None, 1:], negative[None, 1:])
+        payloads.append(writer.payload())
+    return min(payloads, key=len)
+
+
+def decode_vector(data: bytes, count: int) -> np.ndarray:
+    """The vector that :func:`encode_vector` was given: int32 ``(count,)``.
+
+    Raises:
+        RiemError: the bytes are not those of a vector of this length.
+    """
+    payloads = split_lanes(data)
+    if native.module is not None:
+        out = np.empty(count, np.int32)
+        _require_ok(*native.module.vector(*payloads, out, _WINDOWS, _PRIOR, _SHRINKAGES))
+        return out
+    reader = Reader(payloads)
+    window = WINDOWS[_code_integer(reader, 0, len(WINDOWS))]
+    first = np.zeros(min(count, 1), np.uint32), np.zeros(min(count, 1), bool)
+    _code_first(reader, *first)
+    others = _read(reader, (1, max(count - 1, 0)), 1)
+    reader.finish()
+    magnitudes, negative = (np.append(*pair) for pair in zip(first, others))
+    values: list[int] = []
+    for difference in np.where(negative, -1, 1) * magnitudes.astype(np.int64):
+        values.append(_mean(values[-window:]) + int(difference))
+        if not -(1 << 31) <= values[-1] < 1 << 31:
+            raise RiemError(_TOO_LARGE)
+    return np.array(values, np.int32)
+
+
+def _mean(values: list[int]) -> int:
+    """Rounded; 0 of none."""
+    return (2 * sum(values) + len(values)) // (2 * len(values)) if values else 0
+
+
+def _code_first(coder: Writer | Reader, magnitudes: np.ndarray, negative: np.ndarray) -> None:
+    """Codes the first difference of a vector, which says nothing of the others; a reader fills it in."""
+    for token in tokens_of(magnitudes):
+        token = _code_integer(coder, int(token), TOKENS)
+        magnitudes |= LOW[token]
+        _code_lower_bits(coder, np.array([token], np.uint8), magnitudes)
+        signs = negative[: min(token, 1)]
+        signs[:] = _code_flat(coder, signs)
+
+
+def _write(
+    writer: Writer, magnitudes: np.ndarray, negative: np.ndarray, period: int = 1, signed: np.ndarray | None = None
+) -> None:
+    """Codes a matrix as magnitudes, uint32, and signs, one where ``signed`` (or else the magnitude) is above 0."""
+    tokens = tokens_of(magnitudes)
+    largest = int(tokens.max(initial=0))
+    _code_integer(writer, largest, TOKENS)
+    if largest:
+        choices = fitted_shrinkages(tokens.astype(np.int32), period)[: _choices(len(tokens), period)]
+        for choice in choices:
+            _code_integer(writer, choice, len(SHRINKAGES))
+        planes = np.ascontiguousarray(tokens.reshape(len(tokens), -1, period).transpose(2, 0, 1))
+        code_tokens(writer, planes, choices, largest + 1)
+        tokens = tokens.reshape(-1)
+        _code_lower_bits(writer, tokens, magnitudes.reshape(-1))
+    signed = magnitudes if signed is None else signed
+    _code_flat(writer, _signs_of(signed.reshape(-1), negative.reshape(-1)))
+
+
+def _read(reader: Reader, shape: tuple[int, int], period: int, trellis: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes, uint32, or uint8 where all of them are small, and signs, uint8, of a matrix, flat."""
+    rows, columns = shape
+    planes = np.zeros((period, rows, columns // period), np.uint8)
+    largest = _code_integer(reader, 0, TOKENS)
+    if largest:
+        choices = [_code_integer(reader, 0, len(SHRINKAGES)) for _ in range(_choices(rows, period))]
+        code_tokens(reader, planes, choices, largest + 1)
+    tokens = planes.transpose(1, 2, 0).reshape(-1)
+    if largest != (found := int(tokens.max(initial=0))):
+        raise RiemError(_OTHER_LARGEST.format(largest, found))
+    magnitudes = tokens if largest < DIRECT else LOW[tokens]
+    _code_lower_bits(reader, tokens, magnitudes)
+    if trellis:
+        sizes = paths.sizes(magnitudes.reshape(shape).astype(np.int64)).reshape(-1)
+        magnitudes = np.minimum(sizes, (1 << 32) - 1).astype(magnitudes.dtype)
+    signs = _code_flat(reader, np.empty(np.count_nonzero(magnitudes), np.uint8))
+    return magnitudes, _with_signs(magnitudes, signs)
+
+
+def _choices(rows: int, period: int) -> int:
+    """How many shrinkages are stored."""
+    if period > 1:
+        return 4
+    return 2 if rows > 1 else 0
+
+
+def _int32(values: np.ndarray) -> np.ndarray:
+    """The same integers, contiguous in int32."""
+    stored = np.ascontiguousarray(values).astype(np.int32)
+    if (stored != values).any():
+        raise RiemError('integers to code: expected integers of 32 bits, found a number that is not')
+    return stored
+
+
+def _check_shape(shape: tuple[int, ...], period: int) -> None:
+    if len(shape) != 2 or min(shape) < 0 or period < 1 or shape[1] % period:
+        raise RiemError(f'integer matrix: expected rows and columns, multiples of {period}, found {tuple(shape)}')
+
+
+def _code_integer(coder: Writer | Reader, value: int, count: int) -> int:
+    """Codes one of ``0 .. count - 1``, all as likely."""
+    return int(coder.code(np.array([value]), stream.model.Uniform(count))[0])
+
+
+def _code_lower_bits(coder: Writer | Reader, tokens: np.ndarray, magnitudes: np.ndarray) -> None:
+    """Codes what the tokens leave open of large magnitudes, one bit each.
+
+    Both are flat: tokens uint8, magnitudes uint32 where any is large, which a reader fills in.
+    """
+    large = np.flatnonzero(tokens >= DIRECT)
+    width = EXTRA[tokens[large]]
+    for place in range(width.max(initial=0)):
+        which = large[width > place]
+        bits = _code_flat(coder, magnitudes[which] >> np.uint32(place) & 1)
+        magnitudes[which] |= bits.astype(np.uint32) << np.uint32(place)
+
+
+def _nonzero(sizes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts of the sizes, and where they are above 0 in each: a mask of all of them takes several times as long."""
+    for start in range(0, len(sizes), SPAN):
+        part = slice(start, start + SPAN)
+        yield part, np.flatnonzero(sizes[part] > 0)
+
+
+def _signs_of(sizes: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Of the sizes above 0."""
+    return np.concatenate([negative[:0], *(negative[part][where] for part, where in _nonzero(sizes))])
+
+
+def _with_signs(sizes: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Inverse of :func:`_signs_of`, uint8."""
+    negative, start = np.zeros(len(sizes), np.uint8), 0
+    for part, where in _nonzero(sizes):
+        negative[part][where] = signs[start : start + len(where)]
+        start += len(where)
+    return negative
+
+
+def _code_flat(coder: Writer | Reader, bits: np.ndarray) -> np.ndarray:
+    """Codes bits as they are, 24 at a time; uint8 ``(n,)``."""
+    if not len(bits):
+        return bits
+    missing = -len(bits) % 24
+    padded = np.append(np.zeros(missing, np.uint8), bits.astype(np.uint8))
+    parts = np.packbits(padded).reshape(-1, 3).astype(np.int32)
+    chunks = parts[:, 0] << 16 | parts[:, 1] << 8 | parts[:, 2]
+    chunks = np.append(
+        coder.code(chunks[:1], stream.model.Uniform(1 << 24 - missing)),
+        coder.code(chunks[1:], BITS_24),
+    )
+    parts = np.stack([chunks >> 16, chunks >> 8 & 255, chunks & 255], 1).astype(np.uint8)
+    return np.unpackbits(parts.reshape(-1))[missing:]

@@ -1,0 +1,4 @@
+"""The .riem file: what stays dense, the manifest, reading strictly, writing atomically.
+
+Imports representations, weights, coding, execution.
+"""

@@ -1,0 +1,189 @@
+"""Operations and bit operations of a network, beside the bytes of its weights.
+
+Conventions, those of the literature on compression and of MMEngine:
+
+* one FLOP is one multiply-add (MAC); where a sigmoid is evaluated, that is one, too;
+* BOPs are FLOPs times the bits of the one number times the bits of the other: weight bits times activation bits;
+* products count, whether with a weight or between activations (attention); norms, activation functions, pooling and
+  resampling do not.
+
+A weight of a network is applied in one of two ways. ``regenerated``: it is made once, when the network is loaded, and
+applied as a dense one. ``matrix_free``: it is made block by block in each run, or, of low rank, not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ..file.archive import WeightRecord
+from ..representations.base import FLOAT_BITS, Work
+from ..weights.views import every_weight, parameter_owners
+
+WAYS = ('dense', 'regeneration', 'product', 'matrix_free')
+"""The dense network; making its weights once; applying those that were made; doing both at a time, in blocks."""
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds of one run.
+
+    Attributes:
+        weights: by the first state-dict key of each parameter of two or more dimensions; 0 where no counted operation
+            reads it (a deformable convolution, a table, a layer that did not run).
+        others: of products without such a parameter.
+    """
+
+    weights: dict[str, int]
+    others: int
+
+
+def count_macs(model: nn.Module, run: Callable[[], Any]) -> Macs:
+    """Run the model and count the multiply-adds of each weight, however often and by whatever module it is used.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> count_macs(layer, lambda: layer(torch.zeros(5, 4)))
+    Macs(weights={'weight': 60}, others=0)
+    """
+    places = {owner.name: getattr(owner.module, owner.attribute) for owner in parameter_owners(model)}
+    names = {_memory(places[view.name]): view.name for view in every_weight(model)}
+    with torch.no_grad(), _products_alone(), _Counter(names) as counter:
+        run()
+    return Macs({name: counter.macs.get(name, 0) for name in names.values()}, counter.macs.get(None, 0))
+
+
+def complexity(
+    model: nn.Module,
+    run: Callable[[], Any],
+    records: Iterable[WeightRecord] = (),
+    activation_bits: int = FLOAT_BITS,
+) -> dict[str, Any]:
+    """FLOPs, BOPs and bytes of each weight and of the whole network, JSON-able.
+
+    Args:
+        model: the dense network; its values do not matter.
+        run: runs it once, on one image.
+        records: the compressed weights; others are dense in 32 bits.
+        activation_bits: of the other number in each product with a weight.
+
+    Returns:
+        ``weights``: of each ``name``, ``shape``, ``representation``, ``bytes_fp32``, ``bytes``, and ``flops`` and
+        ``bops`` with an entry for each of :data:`WAYS`. ``totals``: the same sums, products between activations
+        included, and ``other_flops``, which these are. ``not_counted``: names of weights without any.
+    """
+    macs = count_macs(model, run)
+    by_name = {record.view.name: record for record in records}
+    blockwise = {
+        owner.name
+        for owner in parameter_owners(model)
+        if isinstance(owner.module, (nn.Linear, nn.Conv2d)) and owner.attribute == 'weight'
+    }
+    grouped = {
+        f'{name}.weight' if name else 'weight'
+        for name, module in model.named_modules()
+        if getattr(module, 'groups', 1) != 1
+    }
+    entries = []
+    for view in every_weight(model):
+        record = by_name.get(view.name)
+        works = _works(record, macs.weights[view.name], math.prod(view.shape), activation_bits)
+        if record is not None and view.name in blockwise:
+            positions = macs.weights[view.name] // math.prod(view.shape)
+            works['matrix_free'] = record.encoded.product(positions, activation_bits, view.name in grouped)
+        entries.append(
+            {
+                'name': view.name,
+                'shape': list(view.shape),
+                'representation': record.encoded.name if record else 'dense',
+                'bytes_fp32': 4 * math.prod(view.shape),
+                'bytes': record.encoded.payload_bits() / 8 if record else 4 * math.prod(view.shape),
+                'flops': {way: flops(work) for way, work in works.items()},
+                'bops': {way: bops(work) for way, work in works.items()},
+            }
+        )
+    others = [Work(macs.others, (activation_bits, activation_bits))]
+    return {
+        'activation_bits': activation_bits,
+        'weights': entries,
+        'totals': {
+            'bytes_fp32': sum(entry['bytes_fp32'] for entry in entries),
+            'bytes': sum(entry['bytes'] for entry in entries),
+            'other_flops': macs.others,
+            'flops': _totals(entries, 'flops', flops(others)),
+            'bops': _totals(entries, 'bops', bops(others)),
+        },
+        'not_counted': [name for name, count in macs.weights.items() if count == 0],
+    }
+
+
+def flops(works: Iterable[Work]) -> int:
+    """Their number."""
+    return sum(work.count for work in works)
+
+
+def bops(works: Iterable[Work]) -> int:
+    """Their number, each times the bits of both its numbers."""
+    return sum(work.count * work.bits[0] * work.bits[1] for work in works)
+
+
+def _works(record: WeightRecord | None, macs: int, numel: int, activation_bits: int) -> dict[str, list[Work]]:
+    """What is computed with a weight in each way; matrix-free as for a layer that cannot be applied in blocks."""
+    dense = [Work(macs, (FLOAT_BITS, activation_bits))]
+    if record is None:
+        return {'dense': dense, 'regeneration': [], 'product': dense, 'matrix_free': dense}
+    encoded = record.encoded
+    making = encoded.regeneration(encoded.shape, encoded.settings())
+    product = [Work(macs, (encoded.product_bits, activation_bits))]
+    return {'dense': dense, 'regeneration': making, 'product': product, 'matrix_free': [*making, *product]}
+
+
+def _totals(entries: Iterable[Mapping[str, Any]], key: str, others: int) -> dict[str, int]:
+    sums = {way: sum(entry[key][way] for entry in entries) for way in WAYS}
+    return {way: total if way == 'regeneration' else total + others for way, total in sums.items()}
+
+
+class _Counter(TorchDispatchMode):
+    """Multiply-adds of all operations that PyTorch has a formula for, by the name of the weight they read, or None."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.names, self.macs = names, {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
+        result = func(*args, **kwargs)
+        read = (self.names.get(_memory(x)) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        name = next((name for name in read if name is not None), None)
+        self.macs[name] = self.macs.get(name, 0) + formula(*args, **kwargs, out_val=result) // 2
+        return result
+
+
+def _memory(tensor: Tensor) -> int:
+    """The same for a parameter and all views on it."""
+    return tensor.untyped_storage()._cdata
+
+
+@contextmanager
+def _products_alone() -> Iterator[None]:
+    """Attention as products that can be seen, without fused kernels."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,450 @@
+"""Modules that hold states instead of weights and regenerate a weight when it is used.
+
+A live module is an ordinary one (``nn.Conv2d``, ``nn.Linear``, anything with parameters) some of whose
+parameters are replaced by :class:`WeightStates`. Its code still reads ``self.weight``. In the state dict
+``conv.weight`` becomes ``conv.riem.weight.q``, ``conv.riem.weight.p`` and so on; every other key stays as it
+was. Loading the tensors of a ``.riem`` file under their ordinary keys fills the states.
+
+What holds on to the parameters of a model (an optimizer, an averaged copy, MMEngine's log of the
+initialisation) often takes them before a checkpoint is loaded, whose states may have other names and sizes.
+So a weight has one parameter, for good: a flat vector of all states that are trained.
+
+States that are integers (those of a lattice) are either frozen, and training moves the other ones, or trained
+straight through: the parameter holds real numbers, the weight is regenerated from the nearest integers, and the
+gradient passes as if they had not been rounded; then the other states stay as they are.
+
+The weights of an ordinary checkpoint are fitted when they are loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RiemError
+from ..execution.tasks import Progress, one_thread
+from ..file.archive import WeightRecord
+from ..representations.base import Representation, get_representation, representation_names
+from ..representations.blocks import Factor, State
+from ..weights.views import WeightView
+from .matrix_free import UnmadeWeight
+
+STATES = 'riem'
+"""Name of the submodule of a live module that holds the states of its weights."""
+DENSE = 'dense'
+"""Name of the one state of a weight that is held as it is, because a file keeps it so or it is too small."""
+FITTED = 'riem_fitted'
+"""Attribute of a tensor of an ordinary checkpoint with the states that were fitted to it: it may be loaded again."""
+FROZEN, STRAIGHT_THROUGH = INTEGERS = ('frozen', 'straight_through')
+"""What training does with integer states."""
+MIN_SPREAD = 1e-6
+"""Least standard deviation of a weight from fresh states: states of zeros would have no gradient."""
+
+
+class WeightStates(nn.Module):
+    """The states of one weight, trainable; calling it regenerates the weight.
+
+    In eval mode without gradients the weight is regenerated once and kept until the states change, the mode
+    is set or the module moves. Writes through ``.data`` go unnoticed in between: call ``eval()`` after them.
+
+    Where the weight is not to be materialised, it is applied as :mod:`.matrix_free` does it. Then states
+    that are those of a file, or fresh, are held packed in eval mode: :attr:`values` and :attr:`fixed` are empty until
+    the mode is set to training or a gradient is wanted.
+
+    Attributes:
+        view: the weight.
+        values: the one parameter, ``(number of values,)`` float32, also in a half-precision model.
+        fixed: buffer of the states that training leaves alone, ``(number of values,)`` float32.
+        dtype: dtype of the regenerated weight; follows ``half()`` and the like.
+
+    Args:
+        view: the weight.
+        representation: name of the representation of fresh states.
+        settings: of the representation, as :meth:`Representation.configure` makes them; None: hold it dense.
+        effort: of a fit, see :class:`Representation`.
+        integers: ``frozen`` or ``straight_through``.
+        materialize: False where only ``F.linear`` and ``F.conv2d`` read the weight, and shall not have it made.
+    """
+
+    def __init__(
+        self,
+        view: WeightView,
+        representation: str,
+        settings: Mapping[str, Any] | None,
+        effort: float = 1.0,
+        integers: str = FROZEN,
+        materialize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.view = view
+        self.dtype = view.dtype
+        self.integers = integers
+        self.materialize = materialize
+        self.values = nn.Parameter(torch.empty(0))
+        self.register_buffer('fixed', torch.empty(0), persistent=False)
+        self._fresh = (get_representation(representation), settings)
+        self._effort = effort
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._kept: tuple[tuple[int, ...], Tensor] | None = None
+        self._draft: tuple[Tensor, Tensor] | None = None
+        self._resized = False
+        self._packed: dict[str, State] | None = None
+        self._packed_at: tuple[int, ...] = ()
+        self._holds_packed = False
+        self._can_train_integers = True
+
+    def forward(self) -> Tensor:
+        """The weight in the shape of the parameter, or what stands for one that is not materialised.
+
+        Raises:
+            RiemError: the states were resized after DistributedDataParallel took hold of them.
+        """
+        if self._draft is not None:
+            return self._draft[0]
+        differentiable = torch.is_grad_enabled() and self.values.requires_grad
+        if differentiable:
+            self._unpack()
+        if differentiable and self._resized:
+            self._require_new_gradient()
+        if not self.materialize and representation_of(self._shapes):
+            return UnmadeWeight(self, self.view.shape, self.dtype, self.values.device, differentiable)
+        if self.training or differentiable:
+            return self._weight(self.states())
+        if self._kept is None or self._kept[0] != self._versions(self._kept[1]):
+            with torch.inference_mode(False), torch.no_grad():  # fit for training too
+                weight = self._weight(self.states())
+            self._kept = (self._versions(weight), weight)
+        return self._kept[1]
+
+    def states(self) -> dict[str, Tensor]:
+        """The states by name, as views on :attr:`values` and :attr:`fixed` where these hold them."""
+        if self._holds_packed:
+            return {name: self._packed[name][...].float() for name in self._shapes}
+        found = {}
+        for names, flat in zip(self._trained_and_fixed(self._shapes), (self.values, self.fixed)):
+            parts = flat.split([math.prod(self._shapes[name]) for name in names])
+            found.update((name, part.view(self._shapes[name])) for name, part in zip(names, parts))
+        return {name: found[name] for name in self._shapes}
+
+    def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
+        """What a product that does not make the weight needs, see :class:`mmriem.core.live.matrix_free.Source`."""
+        kind = representation_of(self._shapes)
+        states = self._packed if self._holds_packed else _with_integers(kind, self.states())
+        return kind.factors(grouped), states
+
+    def made(self) -> Tensor:
+        """The weight, where something else reads it."""
+        return self._weight(self.states())
+
+    @torch.no_grad()
+    def reset(self, states: Mapping[str, Tensor], packed: dict[str, State] | None = None) -> None:
+        """Hold these states instead; names and sizes may differ from the present ones.
+
+        ``packed`` are the same ones, see :meth:`Representation.packed_states`; without them they are not packed.
+
+        Raises:
+            RiemError: no representation has states of these names.
+        """
+        self._set(states)
+        self._packed = packed and _on_device(packed, self.values.device)
+        self._packed_at = self._state_versions()
+        if not self.training:
+            self._pack()
+
+    def _set(self, states: Mapping[str, Tensor]) -> None:
+        kind = representation_of(states)
+        ordered = {name: states[name] for name in (kind.state_names if kind else [DENSE])}
+        trained, fixed = (_flat([states[name] for name in names]) for names in self._trained_and_fixed(ordered))
+        if trained.numel() == self.values.numel():
+            self.values.copy_(trained)
+        else:
+            self.values.data, self.values.grad = trained.to(self.values.device), None
+            self._resized = True
+        if fixed.numel() == self.fixed.numel():
+            self.fixed.copy_(fixed)
+        else:
+            self.fixed = fixed.to(self.values.device)
+        self._shapes = {name: tuple(value.shape) for name, value in ordered.items()}
+        self._kept = self._draft = None
+        self._holds_packed = False
+
+    def _pack(self) -> None:
+        """Hold the packed states alone, if there are any and the others have not been trained since, or begun to be."""
+        changed = self._packed_at != self._state_versions() or self.values.grad is not None
+        if self._packed is None or self._holds_packed or changed:
+            return
+        with torch.inference_mode(False):
+            nothing = torch.empty(0, device=self.values.device)
+            self.values.data, self.fixed = nothing, nothing.clone()
+        self._holds_packed = True
+
+    def _unpack(self) -> None:
+        if self._holds_packed:
+            with torch.inference_mode(False), torch.no_grad():
+                self._set(self.states())
+            self._packed_at = self._state_versions()
+
+    def take(self, key: str, tensor: Tensor) -> None:
+        """Hold the weight of a checkpoint: its states in a ``.riem`` file, else states that are fitted to it.
+
+        Raises:
+            RiemError: the tensor is no finite matrix, or the budget is too small for it.
+        """
+        record = getattr(tensor, STATES, False)
+        if isinstance(record, WeightRecord):
+            self._hold(record.encoded)
+        elif record is None or self._fresh[1] is None:  # a .riem file keeps it dense, or it is too small for states
+            self.reset({DENSE: tensor})
+            self._can_train_integers = True
+        else:
+            self._hold(self.fitted(key, tensor))
+
+    def _hold(self, encoded: Representation) -> None:
+        self.reset(encoded.states(), None if self.materialize else encoded.packed_states())
+        self._can_train_integers = encoded.can_train_integers
+
+    def needs_fit(self, tensor: Tensor) -> bool:
+        """Whether :meth:`take` would fit states to the tensor, and has not done so before."""
+        record = getattr(tensor, STATES, False)
+        is_ordinary = record is not None and not isinstance(record, WeightRecord) and self._fresh[1] is not None
+        fits = tuple(tensor.shape) == self.view.shape
+        return is_ordinary and fits and getattr(tensor, FITTED, (None,))[0] != self._identity(tensor)
+
+    def fitted(self, key: str, tensor: Tensor, progress: Progress | None = None) -> Representation:
+        """States fitted to a weight in the Euclidean metric; kept with the tensor."""
+        kind, settings = self._fresh
+        if self.needs_fit(tensor):
+            matrix = self.view.to_matrix(tensor.detach()).to(self.values.device)
+            try:
+                with one_thread():
+                    encoded = kind.fit(matrix, dict(settings), effort=self._effort, progress=progress)
+            except RiemError as error:
+                raise RiemError(f'{key}: {error}') from error
+            setattr(tensor, FITTED, (self._identity(tensor), encoded))
+        return getattr(tensor, FITTED)[1]
+
+    def initialise(self, weight: Tensor) -> None:
+        """Hold random states of a weight with the mean and spread of ``weight``; if dense, that itself."""
+        kind, settings = self._fresh
+        self._can_train_integers = True
+        if settings is None:
+            self.reset({DENSE: weight})
+            return
+        with torch.no_grad():
+            drawn = kind.random_states(self.view.matrix_shape, dict(settings))
+            current, wanted = kind.regenerate(drawn), self.view.to_matrix(weight)
+            spread = max(float(wanted.std(unbiased=False)), MIN_SPREAD)
+            gain = spread / max(float(current.std(unbiased=False)), 1e-12)
+            shift = float(wanted.mean()) - gain * float(current.mean())
+            states = kind.scaled_states(drawn, gain, shift)
+            if self.materialize:
+                self.reset(states)
+            else:
+                packed = kind.pack_states(states, settings)
+                self.reset({name: state[...].float() for name, state in packed.items()}, packed)
+
+    def encoded(self) -> Representation | None:
+        """The states as they are written to a file; None for a weight that is held dense.
+
+        Raises:
+            RiemError: the states are not finite.
+        """
+        kind = representation_of(self._shapes)
+        if kind is None:
+            return None
+        own, settings = self._fresh
+        states = {name: value.detach().cpu() for name, value in self.states().items()}
+        if not all(value.isfinite().all() for value in states.values()):
+            raise RiemError(f'weight {self.view.name!r}: expected finite states, found NaN or infinite ones')
+        return kind.from_states(states, settings if own is kind else None, self.view.period)
+
+    def begin_draft(self) -> bool:
+        """From now on give out one dense weight that may be written to; False where that is so already."""
+        if self._draft is not None:
+            return False
+        with torch.no_grad():
+            weight = self._weight(self.states()).clone()
+        self._draft = (weight, weight.clone())
+        return True
+
+    def end_draft(self) -> None:
+        """Regenerate the weight again; from fresh states if the draft was written to."""
+        if self._draft is None:  # states were loaded meanwhile
+            return
+        weight, before = self._draft
+        self._draft = None
+        if not torch.equal(weight, before):
+            self.initialise(weight)
+
+    def train(self, mode: bool = True) -> WeightStates:
+        """Also forgets the kept weight, and packs or unpacks states.
+
+        Raises:
+            RiemError: integers would be trained that follow a trellis.
+        """
+        if mode and self.integers == STRAIGHT_THROUGH and not self._can_train_integers:
+            raise RiemError(
+                f'weight {self.view.name!r}: expected integers that training can move, found a trellis, off which each '
+                'would take about a bit more; compress with --no-trellis, or leave them frozen'
+            )
+        self._kept = None
+        super().train(mode)
+        if mode:
+            self._unpack()
+        else:
+            self._pack()
+        return self
+
+    def extra_repr(self) -> str:
+        """Shown when the model is printed."""
+        kind = representation_of(self._shapes)
+        states = ', '.join(f'{name}={shape}' for name, shape in self._shapes.items())
+        return f'{self.view.shape}, {kind.name}: {states}' if kind else f'{self.view.shape}, dense'
+
+    def _versions(self, weight: Tensor) -> tuple[int, ...]:
+        """Other numbers after every write to the states or to the weight that was made of them."""
+        return *self._state_versions(), weight._version
+
+    def _state_versions(self) -> tuple[int, ...]:
+        return tuple(number for x in (self.values, self.fixed) for number in (x.data_ptr(), x._version))
+
+    def _trained_and_fixed(self, names: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The names of states, divided into those that are trained and those that are not."""
+        kind = representation_of(names) if names else None
+        discrete = [name for name in names if kind and name in kind.integer_states]
+        others = [name for name in names if name not in discrete]
+        return (discrete, others) if discrete and self.integers == STRAIGHT_THROUGH else (others, discrete)
+
+    def _identity(self, tensor: Tensor) -> tuple[Any, ...]:
+        """What a fit depends on."""
+        kind, settings = self._fresh
+        content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+        return kind.name, settings, self._effort, zlib.crc32(content)
+
+    def _weight(self, states: Mapping[str, Tensor]) -> Tensor:
+        kind = representation_of(states)
+        if kind is None:
+            weight = states[DENSE]
+        else:
+            with torch.autocast(self.values.device.type, enabled=False):
+                weight = self.view.from_matrix(kind.regenerate(_with_integers(kind, states)))
+        return weight.to(self.dtype)
+
+    def _require_new_gradient(self) -> None:
+        """Whoever took the parameter before it was resized may expect gradients of the old size."""
+        try:
+            torch.autograd.grad(self.values.sum(), self.values)
+        except RuntimeError as error:
+            raise RiemError(
+                f'weight {self.view.name!r}: expected as many states as the model had when it was wrapped '
+                f'for distributed training, found {self.values.numel()} from a checkpoint loaded later; '
+                "name the .riem file in the config, riem=dict(checkpoint='x.riem', prefix='backbone.')"
+            ) from error
+        self._resized = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> WeightStates:
+        """The states keep their precision; only the regenerated weight takes another one."""
+        self.dtype = fn(torch.empty(1, dtype=self.dtype, device=self.values.device)).dtype
+        self._kept = None
+
+        def placed(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
+
+        unchanged = self._packed_at == self._state_versions()
+        super()._apply(placed, recurse)
+        if self._packed is not None:
+            self._packed = _on_device(self._packed, self.values.device)
+            self._packed_at = self._state_versions() if unchanged else ()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, value in self.states().items():
+            destination[prefix + name] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take over states of whatever kind and size, if they regenerate a weight of the right shape."""
+        found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not found:
+            missing_keys.extend(prefix + name for name in self._shapes)
+            return
+        try:
+            if {name: tuple(value.shape) for name, value in found.items()} != self._shapes:
+                self._check(found)
+            self.reset(found, self._packed if self._has(found) else None)
+        except RiemError as error:
+            error_msgs.append(f'{prefix[:-1]}: {error}')
+
+    def _has(self, states: Mapping[str, Tensor]) -> bool:
+        """Whether the packed states are these."""
+        if self._packed is None or (not self._holds_packed and self._packed_at != self._state_versions()):
+            return False
+        own = self.states()
+        return set(own) == set(states) and all(torch.equal(own[name], value) for name, value in states.items())
+
+    @torch.no_grad()
+    def _check(self, states: Mapping[str, Tensor]) -> None:
+        sizes = ', '.join(f'{name} {tuple(value.shape)}' for name, value in states.items())
+        kind = representation_of(states)
+        try:
+            found = tuple(states[DENSE].shape if kind is None else kind.regenerate(_as_float(states)).shape)
+        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
+            raise RiemError(f'expected states that belong together, found {sizes}') from error
+        expected = self.view.shape if kind is None else self.view.matrix_shape
+        if found != expected:
+            raise RiemError(f'expected states of a weight {expected}, found those of one {found}: {sizes}')
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy regenerates its weight itself."""
+        return {**self.__dict__, '_kept': None, '_draft': None}
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors]) if tensors else torch.empty(0)
+
+
+def _nearest_integers(values: Tensor) -> Tensor:
+    """Rounded; the gradient passes as if they were not."""
+    return values + (values.round() - values).detach() if values.requires_grad else values.round()
+
+
+def _with_integers(kind: type[Representation], states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**states, **{name: _nearest_integers(states[name]) for name in kind.integer_states}}
+
+
+def _on_device(states: Mapping[str, State], device: torch.device) -> dict[str, State]:
+    return {name: state.to(device) for name, state in states.items()}
+
+
+def _as_float(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in states.items()}
+
+
+def representation_of(names: Mapping[str, Any]) -> type[Representation] | None:
+    """The representation that has states of these names; None for a dense weight.
+
+    Raises:
+        RiemError: no representation has.
+    """
+    if set(names) == {DENSE}:
+        return None
+    for name in representation_names():
+        kind = get_representation(name)
+        if set(kind.state_names) == set(names):
+            return kind
+    known = ', '.join(representation_names())
+    raise RiemError(f'expected states of one of {known}, found {", ".join(sorted(names))}')

@@ -1,0 +1,4 @@
+"""The pullback metric of each weight, from a run on images, and the bound on rates that follows.
+
+Imports images, execution, weights, representations.
+"""

@@ -1,0 +1,114 @@
+"""The pullback metric of one weight, and the sums over images that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..weights.views import WeightView
+
+MAX_COLUMNS = 6144
+"""Widest block of the metric: correlations between columns of different blocks are left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """The pullback metric of one weight matrix ``(out, in)``.
+
+    Attributes:
+        blocks: ``A`` as diagonal blocks over consecutive columns, each ``(groups, b, b)`` float32, ``b`` summing up to
+            ``in``; rows ``k * out / groups`` to ``(k + 1) * out / groups`` have the ``A`` of group ``k``.
+        output_weights: ``g`` ``(out,)`` float64.
+        source: ``inputs``, or ``gradients`` where the layer's inputs could not be seen.
+    """
+
+    blocks: tuple[Tensor, ...]
+    output_weights: Tensor
+    source: str
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of rows with a metric of their own."""
+        return self.blocks[0].shape[0]
+
+    def dense(self) -> Tensor:
+        """One ``A`` for all rows, ``(in, in)``: the mean over the groups."""
+        return torch.block_diag(*(block.mean(0) for block in self.blocks))
+
+    def to_bytes(self) -> bytes:
+        """For a journal."""
+        return _pack(self.blocks, self.source, output_weights=self.output_weights)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Metric:
+        """Inverse of :meth:`to_bytes`."""
+        blocks, source, others = _unpack(data)
+        return cls(tuple(blocks), others['output_weights'], source)
+
+
+@dataclass
+class MetricSums:
+    """Sums over images: of weighted second moments, of squared gradients of each row, and of the weights."""
+
+    blocks: list[Tensor]
+    rows: Tensor
+    energy: float
+    source: str
+
+    @classmethod
+    def empty(cls, view: WeightView, groups: int, source: str = 'inputs') -> MetricSums:
+        rows, columns = view.matrix_shape
+        widths = [part.stop - part.start for part in parts(columns)]
+        blocks = [torch.zeros(groups, width, width) for width in widths]
+        return cls(blocks, torch.zeros(rows, dtype=torch.float64), 0.0, source)
+
+    def add(self, other: MetricSums) -> MetricSums:
+        for mine, its in zip(self.blocks, other.blocks):
+            mine += its
+        self.rows += other.rows
+        self.energy += other.energy
+        return self
+
+    def to_bytes(self) -> bytes:
+        """For another process."""
+        energy = torch.tensor(self.energy, dtype=torch.float64)
+        return _pack(self.blocks, self.source, rows=self.rows, energy=energy)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> MetricSums:
+        blocks, source, others = _unpack(data)
+        return cls(blocks, others['rows'], float(others['energy']), source)
+
+    def metric(self, images: int) -> Metric:
+        blocks = tuple(block.div_(self.energy) for block in self.blocks)
+        traces = sum(block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks)
+        per_group = self.rows.reshape(len(traces), -1) / images
+        output_weights = per_group / traces.clamp_min(1e-300)[:, None]
+        return Metric(blocks, output_weights.reshape(-1), self.source)
+
+
+def _pack(blocks: Sequence[Tensor], source: str, **others: Tensor) -> bytes:
+    named = {f'block {number}': block for number, block in enumerate(blocks)}
+    return safetensors.torch.save({**named, **others, f'source {source}': torch.zeros(0)})
+
+
+def _unpack(data: bytes) -> tuple[list[Tensor], str, dict[str, Tensor]]:
+    others = safetensors.torch.load(data)
+    (source,) = (name for name in others if name.startswith('source '))
+    blocks = [others.pop(f'block {number}') for number in range(sum(name.startswith('block ') for name in others))]
+    return blocks, source.removeprefix('source '), others
+
+
+def parts(columns: int) -> list[slice]:
+    """Consecutive columns of each block of the metric, as equal as can be, at most ``MAX_COLUMNS``.
+
+    >>> parts(3)
+    [slice(0, 3, None)]
+    """
+    count = -(-columns // MAX_COLUMNS)
+    width = -(-columns // count)
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]

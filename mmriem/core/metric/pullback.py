@@ -1,0 +1,139 @@
+"""The pullback metric: what an error of a weight does to the outputs of the network.
+
+For a small error ``dW`` of the weight matrix of one layer, the squared relative error of the network's outputs,
+averaged over its output tensors, is to first order
+
+    sum_i g_i dw_i^T A dw_i
+
+``A`` is the second moment of the layer's inputs ``x`` (im2col columns), each weighted by the energy ``|G|^2`` of the
+gradient at its position of a random projection of the outputs, because an error matters where the outputs depend on it.
+This takes errors at different positions as uncorrelated (Grosse and Martens, "A Kronecker-factored approximate Fisher
+matrix for convolution layers", 2016). How much a row matters is measured without that: ``g_i tr(A)`` is the mean square
+of the gradient of the row's weights, exact for white errors. Where features are averaged over positions, errors add up,
+and the difference is tenfold.
+
+Inputs are seen where the network calls ``linear`` and the convolutions, however often and by whatever module. A
+parameter that is used in another way (a table of position biases, a deformable convolution) has a diagonal metric
+from the gradients of its own elements.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..execution.executor import Executor
+from ..execution.tasks import Progress, Task, run_all
+from ..execution.workers import join, split
+from ..images.probe import Probe, without_checkpoints
+from ..weights.views import WeightView
+from .metric import Metric, MetricSums
+from .observation import Watch
+
+LANES = 2
+"""Sums that are added up side by side, whatever the number of threads, so that their rounding is always the same."""
+
+
+def collect(
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    *,
+    threads: int = 1,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, Metric]:
+    """The pullback metric of each weight that the outputs depend on, by name; others are left out.
+
+    The model is not changed. The result depends on the seed, not on ``threads``.
+    """
+    return dict(each_metric(model, views, probe, Executor(threads), seed=seed, on_progress=on_progress))
+
+
+def each_metric(
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    executor: Executor,
+    owners: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+) -> Iterator[tuple[str, Metric]]:
+    """As :func:`collect`, of several processes: names and metrics of the weights that this one owns, one by one.
+
+    Each lane is the work of one process, so more than ``LANES`` of them do not run faster.
+
+    Args:
+        owners: rank of the process that gets the metric of each weight; None is this one.
+    """
+    batches = list(enumerate(probe.batches()))
+    lanes = [batches[lane::LANES] for lane in range(min(LANES, len(batches)))]
+    workers = executor.workers
+
+    def work(lane: list[tuple[int, tuple[int, int]]], progress: Progress) -> dict[str, MetricSums]:
+        own, sums = _frozen_copy(model), {}
+        for done, (number, batch) in enumerate(lane, 1):
+            _add_batch(sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
+            progress(done / len(lane))
+        return sums
+
+    tasks = [
+        Task('images', len(lane), lambda progress, lane=lane: work(lane, progress))
+        for lane in lanes[workers.rank :: workers.size]
+    ]
+    found = run_all(tasks, executor.threads, on_progress and (lambda share, _: on_progress(share)))
+    for view, owner in zip(views, owners or [workers.rank] * len(views)):
+        sums = [lane.pop(view.name, None) for lane in found]
+        if workers.size > 1:
+            sent = workers.gather(join(part.to_bytes() if part else b'' for part in sums), owner)
+            if owner != workers.rank:
+                continue
+            parts = [split(part) for part in sent]
+            packed = [parts[lane % workers.size][lane // workers.size] for lane in range(len(lanes))]
+            sums = [MetricSums.from_bytes(part) if part else None for part in packed]
+        total = None
+        for part in filter(None, sums):
+            total = part if total is None else total.add(part)
+        if total is not None and _is_reached(total):
+            yield view.name, total.metric(probe.images)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return without_checkpoints(copy.deepcopy(model)).eval().requires_grad_(False)
+
+
+def _is_reached(sums: MetricSums) -> bool:
+    return sums.energy > 0 and float(sums.rows.sum()) > 0
+
+
+def _add_batch(
+    sums: dict[str, MetricSums],
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    batch: tuple[int, int],
+    seed: int,
+) -> None:
+    watch = Watch(sums, model, views, seed)
+    with torch.enable_grad():
+        with watch:
+            outputs = [output for output in probe.run(model, *batch) if output.requires_grad]
+        if outputs:
+            _random_projection(outputs, batch, seed).backward()
+    watch.finish()
+
+
+def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: int) -> Tensor:
+    """Of the relative outputs: the mean over the signs of its squared gradient is that of the relative error."""
+    generator = torch.Generator().manual_seed(seed)
+    total = outputs[0].new_zeros(())
+    for output in outputs:
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        share = (batch[1] - batch[0]) / len(outputs) / output.numel()
+        scale = output.detach().std().clamp_min(1e-6) / share**0.5
+        total = total + (signs * output).sum() / scale
+    return total

@@ -1,0 +1,121 @@
+"""A weight that is done: what a journal keeps of it, and what processes send one another."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Union
+
+from torch import Tensor
+
+from ..execution.workers import join, split
+from ..file.archive import WeightRecord
+from ..file.dense import store
+from ..representations.base import Representation, get_representation
+from ..weights.views import WeightView
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A representation of which only the payload is here: it is parsed when it is needed, which may be never."""
+
+    name: str
+    shape: tuple[int, int]
+    symbols: int
+    options: dict[str, Any]
+    payload: bytes
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> Packed:
+        """Of any representation."""
+        return cls(encoded.name, tuple(encoded.shape), encoded.symbols, encoded.settings(), encoded.to_payload())
+
+    def settings(self) -> dict[str, Any]:
+        """As :meth:`Representation.settings`."""
+        return self.options
+
+    def to_payload(self) -> bytes:
+        """As :meth:`Representation.to_payload`."""
+        return self.payload
+
+    def payload_bits(self) -> int:
+        """As :meth:`Representation.payload_bits`."""
+        return 8 * len(self.payload)
+
+    def unpack(self) -> Representation:
+        """The representation itself."""
+        return get_representation(self.name).from_payload(self.shape, self.options, self.payload)
+
+
+Encoded = Union[Representation, Packed]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One weight, encoded.
+
+    Attributes:
+        encoded: its representation; None where it stays dense.
+        distortion: in units of the pullback metric; None where that was not asked for.
+        seconds: CPU time that it took.
+        digest: SHA-256 of the decoded weight in hexadecimal; empty while it was not decoded.
+        relative_error: mean error over the standard deviation of the weight.
+        snr_db: signal to noise; None where there is no noise or no signal.
+    """
+
+    encoded: Encoded | None
+    distortion: float | None = None
+    seconds: float = 0.0
+    digest: str = ''
+    relative_error: float = 0.0
+    snr_db: float | None = None
+
+    @classmethod
+    def whole(
+        cls, view: WeightView, tensor: Tensor, encoded: Representation | None, distortion: float | None, seconds: float
+    ) -> Piece:
+        """With the digest of the decoded weight and its errors."""
+        if encoded is None:
+            return cls(None, distortion, seconds, '', *_errors(tensor, store(view.name, tensor).decode()))
+        record, decoded = WeightRecord.decoded(view, encoded)
+        return cls(encoded, distortion, seconds, record.decoded_sha256.hex(), *_errors(tensor, decoded))
+
+    def record(self, view: WeightView) -> WeightRecord | None:
+        """What the file holds of it; None where it stays dense."""
+        if self.encoded is None:
+            return None
+        return WeightRecord(view, self.encoded, bytes.fromhex(self.digest))
+
+    def to_bytes(self) -> bytes:
+        """Everything, payload included."""
+        fields = {key: value for key, value in vars(self).items() if key != 'encoded'}
+        if self.encoded is None:
+            return join([json.dumps(fields).encode()])
+        packed = Packed.of(self.encoded)
+        kind = {key: value for key, value in vars(packed).items() if key != 'payload'}
+        return join([json.dumps(fields).encode(), json.dumps(kind).encode(), packed.payload])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Piece:
+        """Inverse of :meth:`to_bytes`; the representation is packed."""
+        fields, *kind = split(data)
+        encoded = None
+        if kind:
+            known = json.loads(kind[0])
+            encoded = Packed(**{**known, 'shape': tuple(known['shape'])}, payload=kind[1])
+        return cls(encoded, **json.loads(fields))
+
+
+def unpacked(encoded: Encoded) -> Representation:
+    """The representation itself."""
+    return encoded.unpack() if isinstance(encoded, Packed) else encoded
+
+
+def _errors(tensor: Tensor, decoded: Tensor) -> tuple[float, float | None]:
+    weight = tensor.double()
+    error = weight - decoded.double()
+    spread, power = float(weight.std(unbiased=False)), float(weight.square().sum())
+    noise = float(error.square().sum())
+    relative = float(error.abs().mean()) / spread if spread else 0.0
+    return relative, 10 * math.log10(power / noise) if noise and power else None

@@ -1,0 +1,1 @@
+"""Integer states: what they are, how they are found, and the trellis that they may follow."""

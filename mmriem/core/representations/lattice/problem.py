@@ -1,0 +1,262 @@
+"""Lattice points near a weight matrix in the pullback metric: successive cancellation over columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...coding.exact import powers_of_two
+from ...errors import RiemError
+from ..base import check_weight
+from . import trellis
+from .representation import Lattice
+from .states import MAX_SYMBOL, OCTAVE, MetricBlocks
+
+DAMPING = 0.01
+"""Added to the diagonal of the metric, relative to its mean: the procedural images are not the real ones."""
+COLUMN_POWER = 0.25
+"""Column steps are the pivots ``R_jj`` to minus this power: 1 is best at high rates for a metric that is exact."""
+COLUMN_ROWS = 128
+"""Fewer rows share one column step: a step for each column would cost more bits than it saves."""
+ROW_POWER = 0.25
+"""Row steps are the output weights to minus half this power: likewise."""
+DEAD_ZONE = 0.04
+"""Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
+LARGEST_CODE = 1 << 10
+"""Of constant weights at a step of the spread."""
+BLOCK = 128
+"""Columns between two updates of all later ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A weight matrix with its factored metric, ready to be rounded at any step.
+
+    Attributes:
+        weight: ``(groups, in, out / groups)`` float32: columns are contiguous.
+        factors: for each block of columns the unit upper triangular ``R_ij / R_jj``, ``(groups, b, b)`` float32.
+        pivots: ``R_jj``, ``(groups, in)`` float32.
+        output_weights: ``g``, ``(groups, out / groups)`` float32.
+        period: taps of a kernel.
+        with_trellis: integers are sought along the paths of a trellis (:mod:`.trellis`), on a grid of half the step.
+    """
+
+    weight: Tensor
+    factors: tuple[Tensor, ...]
+    pivots: Tensor
+    output_weights: Tensor
+    period: int = 1
+    with_trellis: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        input_metric: MetricBlocks | None = None,
+        output_weights: Tensor | None = None,
+        period: int = 1,
+        with_trellis: bool = False,
+    ) -> Problem:
+        """Factor the metric: ``n ** 3 / 3`` operations for each block of ``n`` columns.
+
+        Raises:
+            RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
+        """
+        blocks = checked_blocks(weight, input_metric, output_weights)
+        out, columns = weight.shape
+        groups = blocks[0].shape[0] if blocks else 1
+        factors, pivots = [], []
+        for block in blocks:
+            factor, pivot = _factor(block.to(weight.device))
+            factors.append(factor)
+            pivots.append(pivot)
+        grouped = weight.detach().float().reshape(groups, out // groups, columns).transpose(1, 2).contiguous()
+        if output_weights is None:
+            output_weights = torch.ones(out, device=weight.device)
+        return cls(
+            grouped,
+            tuple(factors),
+            torch.cat(pivots, 1) if pivots else torch.ones(1, columns, device=weight.device),
+            output_weights.to(grouped).reshape(groups, -1),
+            period,
+            with_trellis,
+        )
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the weights; of constant ones a share of their magnitude, so that steps suit them."""
+        weight = self.weight.double()
+        return max(float(weight.std(unbiased=False)), float(weight.square().mean().sqrt()) / LARGEST_CODE)
+
+    @property
+    def log_sensitivity(self) -> float:
+        """Natural logarithm of the geometric mean of the distortion that a unit error of one weight does."""
+        weights = self.output_weights.double()
+        floor = weights.mean() * 1e-3
+        return float(2 * self.pivots.double().log().mean() + weights.clamp_min(floor).log().mean())
+
+    def solve(self, step: float) -> tuple[Lattice, float]:
+        """Round to the lattice of that step; returns it and the distortion, in units of the metric.
+
+        With the trellis at that step the bits are about those without, the distortion is less.
+        """
+        rows = _exponents(self.output_weights, -ROW_POWER / 2)
+        many = self.output_weights.numel() >= COLUMN_ROWS
+        columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER if many else 0.0)
+        step = float(np.float32(step / 2 if self.with_trellis else step))
+        row_steps = step * torch.from_numpy(_powers(rows)).to(self.weight)
+        column_steps = torch.from_numpy(_powers(columns)).to(self.weight)
+        codes = torch.empty_like(self.weight)
+        errors = torch.empty_like(self.output_weights)
+        column_steps = column_steps.expand(self.pivots.shape)
+        cancel = _cancel_along_paths if self.with_trellis else _cancel
+        cancel(self.weight / row_steps[:, None], self.factors, self.pivots, column_steps, codes, errors)
+        distortion = float((errors.double() * self.output_weights.double() * row_steps.double().square()).sum())
+        groups, columns_, per_group = codes.shape
+        matrix = codes.transpose(1, 2).reshape(groups * per_group, columns_).to(torch.int32).cpu().numpy()
+        flat_rows = rows.reshape(-1)
+        return Lattice(matrix, step, flat_rows, columns, self.period, is_path=self.with_trellis), distortion
+
+
+def _cancel(
+    weight: Tensor, factors: Sequence[Tensor], pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
+) -> None:
+    """Fill in ``codes`` and ``errors``, the distortion of each row, for ``weight`` ``(groups, in, rows)``."""
+    errors.zero_()
+    for here, factor in _blocks(factors, weight.shape[1]):
+        _cancel_block(weight[:, here], factor, pivots[:, here], steps[:, here], codes[:, here], errors)
+
+
+def _blocks(factors: Sequence[Tensor], columns: int) -> Iterator[tuple[slice, Tensor | None]]:
+    """Consecutive columns with their factor; all columns without one where the metric is the identity."""
+    start = 0
+    for factor in factors:
+        yield slice(start, start + factor.shape[-1]), factor
+        start += factor.shape[-1]
+    if not factors:
+        yield slice(0, columns), None
+
+
+def _cancel_block(
+    weight: Tensor, factor: Tensor | None, pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
+) -> None:
+    if factor is None:
+        target = weight / steps[:, :, None]
+        codes.copy_(_round(target))
+        left = (target - codes) * (steps * pivots)[:, :, None]
+        errors += left.square().sum(1)
+        return
+    columns = weight.shape[1]
+    target = weight.clone()  # weights, and what earlier columns have left for these to cancel
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        made = torch.empty_like(weight[:, start:stop])
+        for column in range(start, stop):
+            step = steps[:, column, None]
+            wanted = target[:, column]
+            code = _round(wanted / step)
+            codes[:, column] = code
+            rounded = code * step
+            errors += ((wanted - rounded) * pivots[:, column, None]).square_()
+            error = weight[:, column] - rounded
+            made[:, column - start] = error
+            if column + 1 < stop:
+                row = factor[:, column, column + 1 : stop]
+                target[:, column + 1 : stop].baddbmm_(row[:, :, None], error[:, None])
+        if stop < columns:
+            target[:, stop:].baddbmm_(factor[:, start:stop, stop:].transpose(1, 2), made)
+
+
+def _cancel_along_paths(
+    weight: Tensor, factors: Sequence[Tensor], pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
+) -> None:
+    """As :func:`_cancel`, with the search along a trellis (:mod:`.trellis`), which runs on the CPU."""
+    errors.zero_()
+    table = trellis.prices((weight / steps[:, :, None]).cpu().numpy())
+    states = np.zeros(errors.shape, np.uint8)
+    for here, factor in _blocks(factors, weight.shape[1]):
+        _follow(weight[:, here], factor, pivots[:, here], steps[:, here], table, states, codes[:, here], errors)
+
+
+def _follow(
+    weight: Tensor,
+    factor: Tensor | None,
+    pivots: Tensor,
+    steps: Tensor,
+    table: np.ndarray,
+    states: np.ndarray,
+    codes: Tensor,
+    errors: Tensor,
+) -> None:
+    columns = weight.shape[1]
+    target = weight if factor is None else weight.clone()
+    for start in range(0, columns, BLOCK):
+        stop = min(start + BLOCK, columns)
+        here = slice(start, stop)
+        for group in range(len(weight)):
+            parts = (part[group, here].T.contiguous().cpu().numpy() for part in (weight, target))
+            square = None if factor is None else factor[group, here, here].contiguous().cpu().numpy()
+            scales = (part[group, here].contiguous().cpu().numpy() for part in (steps, pivots))
+            found, distortion = trellis.search(*parts, trellis.Columns(square, *scales, table), states[group])
+            codes[group, here] = torch.from_numpy(found).to(codes).T
+            errors[group] += torch.from_numpy(distortion).to(errors)
+        if factor is not None and stop < columns:
+            made = weight[:, here] - codes[:, here] * steps[:, here, None]
+            target[:, stop:].baddbmm_(factor[:, here, stop:].transpose(1, 2), made)
+
+
+def _round(values: Tensor) -> Tensor:
+    magnitudes = values.abs().add_(0.5 - DEAD_ZONE).clamp_(0, MAX_SYMBOL).floor_()
+    return magnitudes.copysign_(values)
+
+
+def damped(block: Tensor) -> Tensor:
+    """The block ``(groups, b, b)`` with ``DAMPING`` on its diagonal, float64; the identity where it is zero."""
+    block = block.double()
+    mean = block.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ridge = torch.where(mean > 0, mean * DAMPING, 1.0)
+    return block + ridge[:, None, None] * torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
+
+
+def _factor(block: Tensor) -> tuple[Tensor, Tensor]:
+    """``A = R R^T`` with ``R`` upper triangular: ``R`` with its columns divided by the pivots, and the pivots."""
+    lower = torch.linalg.cholesky(damped(block).flip(-1, -2))
+    upper = lower.flip(-1, -2)
+    pivots = upper.diagonal(dim1=-2, dim2=-1)
+    return (upper / pivots[:, None, :]).float().contiguous(), pivots.float().contiguous()
+
+
+def checked_blocks(weight: Tensor, metric: MetricBlocks | None, output_weights: Tensor | None) -> list[Tensor]:
+    """The metric as blocks ``(groups, b, b)`` over consecutive columns, none where it is the identity.
+
+    Raises:
+        RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
+    """
+    check_weight(weight, None, output_weights)
+    out, columns = weight.shape
+    blocks = [] if metric is None else [metric] if isinstance(metric, Tensor) else list(metric)
+    blocks = [block[None] if block.ndim == 2 else block for block in blocks]
+    sizes = [tuple(block.shape) for block in blocks]
+    square = all(len(size) == 3 and size[1] == size[2] and size[0] == sizes[0][0] for size in sizes)
+    if blocks and not (square and sum(size[1] for size in sizes) == columns and out % sizes[0][0] == 0):
+        raise RiemError(f'the input metric has shape {sizes}, expected square blocks over {columns} columns')
+    if any(not (block.isfinite().all() and (block.diagonal(dim1=1, dim2=2) >= 0).all()) for block in blocks):
+        raise RiemError('the input metric: expected finite values and a non-negative diagonal, found others')
+    return blocks
+
+
+def _exponents(scales: Tensor, power: float) -> np.ndarray:
+    """The nearest exponents of ``scales ** power`` relative to their geometric mean, int32."""
+    if power == 0:
+        return np.zeros(scales.shape, np.int32)
+    values = scales.double().cpu()
+    logs = values.clamp_min(values.mean() * 1e-6 + 1e-300).log2() * power
+    return ((logs - logs.mean()) * OCTAVE).round().numpy().astype(np.int32)
+
+
+def _powers(exponents: np.ndarray) -> np.ndarray:
+    return powers_of_two(exponents, OCTAVE)

@@ -1,0 +1,1 @@
+"""The representation of the paper: its formula, its fit, its payload."""

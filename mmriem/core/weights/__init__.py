@@ -1,0 +1,4 @@
+"""Any module seen as weight matrices.
+
+Imports nothing of core but errors.
+"""

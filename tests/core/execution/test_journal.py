@@ -1,0 +1,132 @@
+"""Finished pieces on disk: whole or absent, of one compression only; killed and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmriem.core.errors import RiemError
+from mmriem.core.execution.journal import Journal
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / 'net.riem.journal')
+    journal.begin({'bits': 2.0, 'include': ('*',)})
+    return journal
+
+
+@settings(deadline=None, max_examples=40)
+@given(pieces=st.dictionaries(st.text(), st.binary(), max_size=5))
+def test_pieces_come_back(tmp_path_factory, pieces):
+    journal = Journal(tmp_path_factory.mktemp('journals') / 'j')
+    assert not journal.exists() and len(journal) == 0
+    journal.begin({})
+    for key, piece in pieces.items():
+        assert journal.get(key) is None
+        journal.put(key, piece)
+    assert len(journal) == len(pieces) and all(journal.get(key) == piece for key, piece in pieces.items())
+
+
+def test_a_later_piece_replaces_an_earlier_one(journal):
+    journal.put('a', b'one')
+    journal.put('a', b'two')
+    assert journal.get('a') == b'two' and len(journal) == 1
+
+
+@pytest.mark.parametrize('length', [0, 10, 31, 32, 40])
+def test_a_piece_that_is_cut_off_is_absent(journal, length):
+    journal.put('a', b'much longer than that')
+    (path,) = journal.folder.glob('*.piece')
+    path.write_bytes(path.read_bytes()[:length])
+    assert journal.get('a') is None
+    journal.put('a', b'again')
+    assert journal.get('a') == b'again'
+
+
+def test_a_piece_with_a_wrong_bit_is_absent(journal):
+    journal.put('a', b'content')
+    (path,) = journal.folder.glob('*.piece')
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert journal.get('a') is None
+
+
+def test_the_same_compression_goes_on_and_another_one_is_refused(journal):
+    journal.put('a', b'kept')
+    again = Journal(journal.folder)
+    again.begin({'include': ['*'], 'bits': 2.0})
+    assert again.get('a') == b'kept' and again.exists()
+    for other, words in (
+        ({'bits': 3.0, 'include': ['*']}, r'bits: 2.0, here 3.0.*--force'),
+        ({'bits': 2.0}, r'include: .* here None'),
+        ({'bits': 2.0, 'include': ['*'], 'seed': 1}, 'seed: None, here 1'),
+    ):
+        with pytest.raises(RiemError, match=words):
+            Journal(journal.folder).begin(other)
+    assert journal.get('a') == b'kept'
+
+
+@pytest.mark.parametrize('text', [None, '', '{"bits": 2', '\xff'])
+def test_settings_that_are_gone_or_damaged_are_an_error(journal, text):
+    journal.put('a', b'of unknown origin')
+    path = journal.folder / 'settings.json'
+    if text is None:
+        path.unlink()
+    else:
+        path.write_bytes(text.encode('latin-1'))
+    with pytest.raises(RiemError, match='expected the settings of a journal, found none; remove'):
+        Journal(journal.folder).begin({'bits': 2.0})
+
+
+def test_removed_is_gone(journal):
+    journal.put('a', b'x')
+    journal.remove()
+    assert not journal.exists() and not list(journal.folder.parent.iterdir())
+    journal.remove()
+    with pytest.raises(RiemError, match='cannot be written'):
+        journal.put('a', b'x')
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    with pytest.raises(RiemError, match='cannot be written'):
+        Journal(tmp_path / 'missing' / 'j').begin({})
+
+
+def test_several_threads_write_at_a_time(journal):
+    threads = [
+        threading.Thread(target=lambda n=n: [journal.put(f'{n} {i}', bytes([n, i])) for i in range(10)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(journal.get(f'{n} {i}') == bytes([n, i]) for n in range(4) for i in range(10)) and len(journal) == 40
+    assert not [path for path in os.listdir(journal.folder) if path.endswith('.tmp')]
+
+
+def test_killed_at_twenty_random_moments_and_resumed(tmp_path):
+    """The same bytes each time, and no finished piece is written again."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(folder), str(folder.parents[2])])}
+    done = subprocess.run(
+        [sys.executable, folder / 'killed.py', tmp_path, '20'],
+        env={**environment, 'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found['kills']) == 20 and found['pieces'] > 20
+    for kill in found['kills']:
+        assert kill['same'] and kill['again'] == 0 and kill['all'] == found['pieces'], found
+    assert len({kill['kept'] for kill in found['kills']}) > 5
