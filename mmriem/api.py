@@ -18,7 +18,8 @@ from .core.images.probe import ImageProbe, Probe, batch_size, image_count, train
 from .core.images.procedural import MEAN, PLAIN, STD, Style, procedural_images
 from .core.images.style_search import choose_style, few_images
 from .core.pipeline import compress as pipeline
-from .core.pipeline.compress import Compressed, OnProgress
+from .core.pipeline.compress import Compressed
+from .core.pipeline.progress import OnProgress
 from .core.pipeline.settings import Settings
 
 __all__ = ['compress', 'load', 'save']
@@ -65,13 +66,9 @@ def compress(
     >>> compress(net, bits=6.0, input_size=(3, 8, 8)).report['totals']['bits_per_weight'] <= 6
     True
     """
-    try:
-        chosen = Settings(**settings)
-    except TypeError as error:
-        known = ', '.join(Settings.__dataclass_fields__)
-        raise RiemError(f'compress: {error}; the settings are {known}') from error
+    chosen = Settings.of(**settings)
     threads = threads or os.cpu_count() or 1
-    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.seed, Executor(threads))
+    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.fit.seed, Executor(threads))
     return pipeline.compress(
         model,
         chosen,

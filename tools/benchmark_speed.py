@@ -189,7 +189,7 @@ def measure(name: str, checkpoint: str | None, args: argparse.Namespace, folder:
     config, short = read_config(name), Path(name).stem
     pth, outputs = folder / f'{short}.pth', Outputs.named(folder / f'{short}.riem', name, f'{short}.pth')
     write_fp32(config, checkpoint, pth)
-    settings = Settings(representation=args.representation, bits=args.bits, include=tuple(args.include))
+    settings = Settings.of(representation=args.representation, bits=args.bits, include=tuple(args.include))
     report = compress_detector(name, str(pth), outputs, settings, metric=args.metric, threads=args.threads, force=True)
     totals = report['totals']
     weights = [weight for weight in report['weights'] if weight['seconds_of_stage']]

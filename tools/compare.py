@@ -94,7 +94,7 @@ def compressed(
 ) -> tuple[Outputs, dict]:
     """The outputs for these settings, and the report; made unless they are there and may be reused."""
     label = asked.replace(' ', '-')
-    name = f'{Path(config).stem}-{settings.representation}-{label}-{settings.state_bits or "auto"}'
+    name = f'{Path(config).stem}-{settings.fit.representation}-{label}-{settings.fit.state_bits or "auto"}'
     outputs = Outputs(Path(args.out) / f'{name}.riem')
     if args.reuse and outputs.report.is_file() and outputs.riem.is_file():
         report = json.loads(outputs.report.read_text(encoding='utf-8'))
@@ -142,7 +142,7 @@ def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dic
         report, metrics = None, {}
         for bits in args.state_bits if representation != Lattice.name else [0]:
             if report is None or not has_only(bits, report):
-                settings = Settings(representation, **budget, state_bits=bits, effort=args.effort)
+                settings = Settings.of(representation=representation, **budget, state_bits=bits, effort=args.effort)
                 try:
                     outputs, report = compressed(config, checkpoint, asked, settings, args)
                 except RiemError as error:  # too few bytes for this representation

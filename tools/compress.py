@@ -19,7 +19,7 @@ from mmengine.config import DictAction
 
 from mmriem.core import representation_names
 from mmriem.core.errors import RiemError
-from mmriem.core.pipeline.settings import AUTO, Settings
+from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, Outputs, compress_detector, print_report
 from mmriem.engine.processes import LAUNCHERS, joined
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
     parser.add_argument('checkpoint', help='a .pth file')
     parser.add_argument('--out', help='folder, or file NAME.riem (default: work_dirs/NAME-OF-CONFIG)')
-    parser.add_argument('--representation', choices=[*representation_names(), AUTO], default='lattice')
+    parser.add_argument('--representation', choices=representation_names(), default='lattice')
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument('--ratio', type=float, help='size of the file to the fp32 weights')
     budget.add_argument('--bits', type=float, help='bits of the file for each compressed weight')
@@ -151,7 +151,7 @@ def check_device(name: str) -> str:
 def main() -> None:
     """Compress what the command line names."""
     args = parse_args()
-    settings = Settings(
+    settings = Settings.of(
         representation=args.representation,
         ratio=args.ratio,
         bits=args.bits,

@@ -87,14 +87,18 @@ class Finetuning:
         self.stock.dump(stock), self.live.dump(live)
         if not self.shared.exists():
             compress_detector(
-                str(stock), self.checkpoint, Outputs(self.shared), Settings(bits=self.bits, trellis=False), force=True
+                str(stock),
+                self.checkpoint,
+                Outputs(self.shared),
+                Settings.of(bits=self.bits, trellis=False),
+                force=True,
             )
         tuned = self.work_dir / 'tuned.riem'
         if not tuned.exists():
             read_pth_safely()
             Runner.from_cfg(self.live).train()
             last = self.work_dir / f'epoch_{self.epochs}.pth'
-            compress_detector(str(live), str(last), Outputs(tuned), Settings(), force=True)
+            compress_detector(str(live), str(last), Outputs(tuned), Settings.of(), force=True)
         original = self._metrics(self.checkpoint, self.shared.with_name(f'{self.detector}.metrics.json'))
         before = self._metrics(self.shared, self.shared.with_suffix('.metrics.json'))
         after = self._metrics(tuned, self.work_dir / 'tuned.metrics.json')

@@ -26,7 +26,8 @@ from mmriem.core.execution.tasks import Task, run_all
 from mmriem.core.metric.bound import weight_bounds
 from mmriem.core.metric.metric import MAX_COLUMNS
 from mmriem.core.metric.pullback import collect
-from mmriem.core.pipeline.compress import problem_of
+from mmriem.core.pipeline.settings import FitOptions
+from mmriem.core.pipeline.solve_steps import problem_of
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.command_line import run
 from mmriem.engine.config import STATED_ROOT, read_config
@@ -77,7 +78,10 @@ def rows_of(network: Network, bits: float, widest: int, threads: int) -> tuple[l
     state_dict = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     views = find_weights(model)
     metrics = collect(model, views, network.probe(), threads=threads)
-    problems = {view.name: problem_of(view, state_dict[view.name], metrics.get(view.name)) for view in views}
+    matrices = {view.name: view.to_matrix(state_dict[view.name]) for view in views}
+    problems = {
+        view.name: problem_of(view, matrices[view.name], metrics.get(view.name), FitOptions()) for view in views
+    }
     steps = relative_steps(problems, {name: name in metrics for name in problems})
     target = bits * sum(problem.weight.numel() for problem in problems.values())
     _, solutions = search(
@@ -88,8 +92,8 @@ def rows_of(network: Network, bits: float, widest: int, threads: int) -> tuple[l
     )
 
     def row(name: str) -> dict[str, Any]:
-        view, metric, (lattice, distortion) = by_name[name], metrics.get(name), solutions[name]
-        matrix = view.to_matrix(state_dict[name])
+        metric, (lattice, distortion) = metrics.get(name), solutions[name]
+        matrix = matrices[name]
         known = (None, None) if metric is None else (metric.blocks, metric.output_weights)
         bounds = weight_bounds(matrix, *known, distortion)
         return {
@@ -101,7 +105,6 @@ def rows_of(network: Network, bits: float, widest: int, threads: int) -> tuple[l
             **per_weight(lattice.payload_bits() + RECORD_BITS, *bounds, matrix.numel()),
         }
 
-    by_name = {view.name: view for view in views}
     kept = [view for view in views if view.matrix_shape[1] <= widest]
     tasks = [Task(view.name, view.matrix_shape[1] ** 3, lambda _, name=view.name: row(name)) for view in kept]
     rows = run_all(tasks, threads)

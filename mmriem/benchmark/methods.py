@@ -232,7 +232,7 @@ class Mmriem(Method):
 
     def encode(self, model: nn.Module, setting: Mapping[str, Any], path: Path, probe: Any = None) -> None:
         """See `Method`."""
-        writing.write(path, compressed(model, Settings(**setting), probe).archive, force=True)
+        writing.write(path, compressed(model, Settings.of(**setting), probe).archive, force=True)
 
     def decode(self, path: Path, model: nn.Module) -> dict[str, Tensor]:
         """See `Method`."""

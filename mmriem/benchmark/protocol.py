@@ -14,7 +14,7 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,14 +237,14 @@ def run_protocol(
     size = results.once('baseline', lambda: _baseline(model, protocol, folder, figures))['bytes']
     payload = 8 * size - _rest_bits(model)
     dmu = results.once('dmu', lambda: protocol.dmu or matched_dmu(model, payload, protocol.baseline_flops(model))[0])
-    settings = Settings('sigmoid', size=size, state_bits=STATE_BITS, dmu=dmu, effort=protocol.effort)
+    settings = Settings.of(representation='sigmoid', size=size, state_bits=STATE_BITS, dmu=dmu, effort=protocol.effort)
     for seed in range(protocol.seeds):
         path = folder / f'seed_{seed}.riem'
 
         def fit(seed: int = seed, path: Path = path) -> dict[str, Any]:
             made = compress(
                 model,
-                replace(settings, seed=seed),
+                settings.changed(seed=seed),
                 dataset_meta=dataset_meta(config, read.dataset_meta),
                 source=Source(Path(checkpoint).name, read.sha256),
                 threads=threads,

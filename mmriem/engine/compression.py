@@ -26,7 +26,9 @@ from mmriem.core.file import writing
 from mmriem.core.file.manifest import Source
 from mmriem.core.live.convert import make_dense
 from mmriem.core.live.module import holds_states
-from mmriem.core.pipeline.compress import OnLayer, OnProgress, compress, reencode
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.progress import OnLayer, OnProgress
+from mmriem.core.pipeline.reencode import reencode
 from mmriem.core.pipeline.settings import Settings
 from mmriem.version import __version__
 from mmriem.visualization import report_page
@@ -171,12 +173,12 @@ def compress_detector(
     read.state_dict.clear()  # as large as the model
     told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
     states = make_dense(model)
-    is_trained = bool(states) and not settings.has_budget
+    is_trained = bool(states) and not settings.budget.is_given
     has_images = metric == PULLBACK and not is_trained
     if on_progress and has_images:
         on_progress(0.0, 'images')
     executor = Executor(threads, workers)
-    probe = build_probe(cfg, model, image_count, settings.seed, images, executor) if has_images else None
+    probe = build_probe(cfg, model, image_count, settings.fit.seed, images, executor) if has_images else None
     identity = _identity(cfg, read.sha256, settings, metric, probe, device)
     journal = _begun(outputs, workers, identity, start_over=force and not resume)
     try:
@@ -250,7 +252,7 @@ def _identity(
         'checkpoint': checkpoint,
         'metric': metric,
         'device': torch.device(device).type,
-        **{key.replace('_', ' '): value for key, value in vars(settings).items()},
+        **{key.replace('_', ' '): value for key, value in settings.options().items()},
         **{f'images: {key}': value for key, value in images.items()},
     }
 

@@ -25,7 +25,7 @@ from mmriem.engine.detector import build_detector
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
-CHEAP = Settings(bits=3.0, recalibration=False)
+CHEAP = Settings.of(bits=3.0, recalibration=False)
 
 
 def _make_zoo():

@@ -220,7 +220,7 @@ def test_whole_files(monkeypatch):
 
     def written():
         source = Source('net.pth', 64 * 'a')
-        return compress(net, Settings(bits=4.0, min_numel=64), dataset_meta={}, source=source).archive.to_bytes()
+        return compress(net, Settings.of(bits=4.0, min_numel=64), dataset_meta={}, source=source).archive.to_bytes()
 
     data = written()
     decoded = from_bytes(data).decode()

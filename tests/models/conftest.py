@@ -69,7 +69,7 @@ def riem_files(stock_config, trained, tmp_path_factory) -> dict[str, Path]:
     for name in ('bilinear', 'lattice', 'sigmoid'):
         outputs = Outputs(tmp_path_factory.mktemp(name) / f'{name}.riem')
         ratio = 0.15 if name == 'lattice' else 0.4  # of more bits its integers are too large for small steps
-        settings = Settings(name, ratio=ratio, exclude=('backbone.layer3.1.*',), effort=0.1)
+        settings = Settings.of(representation=name, ratio=ratio, exclude=('backbone.layer3.1.*',), effort=0.1)
         compress_detector(str(stock_config), str(trained), outputs, settings)
         files[name] = outputs.riem
     return files

@@ -74,7 +74,7 @@ def compressed(request, tmp_path_factory):
     detector = nn.ModuleDict(dict(backbone=cls(**options)))
     for parameter in detector.parameters():
         nn.init.normal_(parameter, std=0.1)
-    settings = Settings('bilinear', ratio=0.6)
+    settings = Settings.of(representation='bilinear', ratio=0.6)
     archive = compress(detector, settings, dataset_meta={}, source=Source('x.pth', '0' * 64)).archive
     path = tmp_path_factory.mktemp(request.param) / 'backbone.riem'
     writing.write(path, archive)

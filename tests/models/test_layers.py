@@ -47,7 +47,7 @@ def test_in_a_stock_backbone_and_neck():
         part.init_weights()
     assert type(live.neck.fpn_convs[0].conv) is RieMConv2d
     stock = nn.ModuleDict(dict(backbone=ResNet(18, base_channels=8, norm_eval=False), neck=FPN([8, 16, 32, 64], 16, 4)))
-    settings = Settings('bilinear', ratio=0.6)
+    settings = Settings.of(representation='bilinear', ratio=0.6)
     archive = compress(stock, settings, dataset_meta={}, source=SOURCE).archive
     live.load_state_dict(archive.decode())
     stock.load_state_dict(archive.decode())
@@ -66,7 +66,9 @@ def test_a_backbone_that_makes_no_weights():
     options = dict(representation='bilinear', ratio=0.3, materialize=False)
     live = MODELS.build(dict(type='mmriem.RieMResNet', depth=18, base_channels=8, norm_eval=False, riem=options))
     stock = ResNet(18, base_channels=8, norm_eval=False)
-    archive = compress(stock, Settings('sigmoid', ratio=0.5, effort=0.02), dataset_meta={}, source=SOURCE).archive
+    archive = compress(
+        stock, Settings.of(representation='sigmoid', ratio=0.5, effort=0.02), dataset_meta={}, source=SOURCE
+    ).archive
     live.load_state_dict(archive.decode())
     stock.load_state_dict(archive.decode())
     x = torch.randn(2, 3, 64, 64)

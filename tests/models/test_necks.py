@@ -20,7 +20,7 @@ def features():
 def test_states_of_a_compressed_neck():
     stock = FPN(**OPTIONS)
     stock.init_weights()
-    settings = Settings('bilinear', ratio=0.5, exclude=('lateral_convs.0.*',))
+    settings = Settings.of(representation='bilinear', ratio=0.5, exclude=('lateral_convs.0.*',))
     archive = compress(stock, settings, dataset_meta={}, source=Source('x.pth', '0' * 64)).archive
     stock.load_state_dict(archive.decode())
     neck = MODELS.build(dict(type='mmriem.RieMFPN', riem=dict(ratio=0.2), **OPTIONS))

@@ -19,7 +19,7 @@ def written(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     from mmriem.engine.compression import Outputs, compress_detector
 
     outputs = Outputs(tmp_path_factory.mktemp('written') / 'tiny.riem')
-    compress_detector(str(tiny_config), str(runner_checkpoint), outputs, Settings(bits=6.0), metric='identity')
+    compress_detector(str(tiny_config), str(runner_checkpoint), outputs, Settings.of(bits=6.0), metric='identity')
     return outputs.config
 
 

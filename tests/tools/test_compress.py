@@ -15,7 +15,7 @@ import torch
 from mmriem.core.execution.journal import Journal
 from mmriem.core.file import reading
 from mmriem.core.images.style_search import DEFAULT
-from mmriem.core.pipeline.settings import DEFAULT_ERRORS
+from mmriem.core.pipeline.solve_steps import DEFAULT_ERRORS
 from mmriem.engine import read_checkpoint
 
 
@@ -282,7 +282,6 @@ def test_sizes_that_are_none(tools, text):
         (['--size', '60kB', '--no-recalibration'], 59_400, 60_000),
         (['--size', '60kB', '--tune', '2'], 59_400, 60_000),
         (['--size', '60kB', '--metric', 'identity'], 59_400, 60_000),
-        (['--size', '60kB', '--representation', 'auto', '--effort', '0.02'], 50_000, 60_000),
     ],
 )
 def test_a_size(compress, tmp_path, arguments, least, most):
@@ -301,7 +300,7 @@ def test_a_size(compress, tmp_path, arguments, least, most):
         images = dict(report['settings']['images'])
         assert images.pop('style').keys() == DEFAULT.describe().keys()
         assert images == {'kind': 'procedural', 'seed': 0, 'size': [64, 64], 'count': 4}
-    assert 'lattice' in representations if 'auto' in arguments else representations == {'lattice'}
+    assert representations == {'lattice'}
     assert report['settings']['recalibration'] == ('--no-recalibration' not in arguments)
     assert report['settings']['tuning'] == (2 if '--tune' in arguments else 0)
     assert (report['totals']['tuning'] is not None) == ('--tune' in arguments)
@@ -345,7 +344,7 @@ def test_images_of_a_folder(compress, coco_data, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--tolerance', '0.1', '--representation', 'sigmoid'], ['tolerance', 'lattice or auto', 'sigmoid']),
+        (['--tolerance', '0.1', '--representation', 'sigmoid'], ['tolerance', 'with lattice', 'sigmoid']),
         (['--tolerance', '-1'], ['tolerance', '-1']),
         (['--tune', '-1'], ['tuning', '-1']),
         (['--tune', '5', '--metric', 'identity'], ['tuning', 'images']),

@@ -48,7 +48,7 @@ def find_norms(model: nn.Module, vectors: Mapping[str, str]) -> list[NormView]:
         model: any module.
         vectors: see :func:`mmriem.core.file.vectors.find_vectors`.
 
-    >>> from .surgery import find_vectors
+    >>> from .vectors import find_vectors
     >>> norm = nn.BatchNorm2d(8)
     >>> find_norms(norm, find_vectors(norm))
     [NormView(weight='weight', bias='bias', mean='running_mean', variance='running_var', eps=1e-05)]

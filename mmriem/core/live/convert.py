@@ -111,7 +111,7 @@ def make_live(
     views = find_weights(model, include, exclude)
     for view in views:
         settings = kind.configure(
-            view.matrix_shape, rate * math.prod(view.shape), state_bits=state_bits, period=view.period
+            view.matrix_shape, rate * math.prod(view.shape), state_bits=state_bits, period=view.kernel_size
         )
         first, *others = (owners[name] for name in (view.name, *view.aliases))
         blockwise = first.attribute == 'weight' and isinstance(first.module, (nn.Linear, nn.Conv2d))

@@ -24,6 +24,7 @@ class RieMConv2d(LiveModule, nn.Conv2d):
     >>> layer = RieMConv2d(32, 64, 3, padding=1, representation='bilinear', ratio=0.2)
     >>> sorted(layer.state_dict())
     ['bias', 'riem.weight.p', 'riem.weight.q']
+    >>> import torch
     >>> layer(torch.zeros(1, 32, 8, 8)).shape
     torch.Size([1, 64, 8, 8])
     """
@@ -57,6 +58,6 @@ class RieMLinear(LiveModule, nn.Linear):
 
 
 def _own_states(layer: nn.Module, options: Mapping[str, Any]) -> None:
-    """Turn the layer's own weight into states; one below ``surgery.DEFAULT_MIN_NUMEL`` stays a parameter."""
+    """Turn the layer's own weight into states; one below ``DEFAULT_MIN_NUMEL`` stays a parameter."""
     layer.add_module(STATES, HeldStates())
     make_live(layer, **options)

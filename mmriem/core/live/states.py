@@ -261,7 +261,7 @@ class WeightStates(nn.Module):
         states = {name: value.detach().cpu() for name, value in self.states().items()}
         if not all(value.isfinite().all() for value in states.values()):
             raise RiemError(f'weight {self.view.name!r}: expected finite states, found NaN or infinite ones')
-        return kind.from_states(states, settings if own is kind else None, self.view.period)
+        return kind.from_states(states, settings if own is kind else None, self.view.kernel_size)
 
     def begin_draft(self) -> bool:
         """From now on give out one dense weight that may be written to; False where that is so already."""

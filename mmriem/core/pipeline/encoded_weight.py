@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -52,7 +53,7 @@ Encoded = Union[Representation, Packed]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class EncodedWeight:
     """One weight, encoded.
 
     Attributes:
@@ -74,7 +75,7 @@ class Piece:
     @classmethod
     def whole(
         cls, view: WeightView, tensor: Tensor, encoded: Representation | None, distortion: float | None, seconds: float
-    ) -> Piece:
+    ) -> EncodedWeight:
         """With the digest of the decoded weight and its errors."""
         if encoded is None:
             return cls(None, distortion, seconds, '', *_errors(tensor, store(view.name, tensor).decode()))
@@ -87,6 +88,12 @@ class Piece:
             return None
         return WeightRecord(view, self.encoded, bytes.fromhex(self.digest))
 
+    def bits(self, view: WeightView, tensor: Tensor) -> int:
+        """What it takes in the file; ``tensor`` is the original, which is there where it stays dense."""
+        if self.encoded is not None:
+            return self.encoded.payload_bits()
+        return 8 * store(view.name, tensor).layout.n_bytes
+
     def to_bytes(self) -> bytes:
         """Everything, payload included."""
         fields = {key: value for key, value in vars(self).items() if key != 'encoded'}
@@ -97,7 +104,7 @@ class Piece:
         return join([json.dumps(fields).encode(), json.dumps(kind).encode(), packed.payload])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Piece:
+    def from_bytes(cls, data: bytes) -> EncodedWeight:
         """Inverse of :meth:`to_bytes`; the representation is packed."""
         fields, *kind = split(data)
         encoded = None
@@ -105,6 +112,16 @@ class Piece:
             known = json.loads(kind[0])
             encoded = Packed(**{**known, 'shape': tuple(known['shape'])}, payload=kind[1])
         return cls(encoded, **json.loads(fields))
+
+
+EncodedWeights = dict[str, EncodedWeight]
+"""Encoded weights by name."""
+
+
+def average_bits(weights: EncodedWeights, views: Sequence[WeightView], state_dict: Mapping[str, Tensor]) -> float:
+    """Bits in the file for each element of these weights."""
+    elements = sum(math.prod(view.shape) for view in views)
+    return sum(weights[view.name].bits(view, state_dict[view.name]) for view in views) / elements
 
 
 def unpacked(encoded: Encoded) -> Representation:

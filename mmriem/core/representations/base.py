@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -23,6 +23,21 @@ class Work(NamedTuple):
     bits: tuple[int, int]
 
 
+class StepProblem(Protocol):
+    """A weight matrix with its metric, which is solved at any step."""
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the weights, or what stands for it."""
+
+    @property
+    def log_sensitivity(self) -> float:
+        """Natural logarithm of the distortion that a unit error of one weight does, on average."""
+
+    def solve(self, step: float) -> tuple[Representation, float]:
+        """The states at that step, and their distortion in units of the metric."""
+
+
 class Representation(ABC):
     """An encoded weight matrix ``W`` of shape ``(out, in)``: quantised states, immutable.
 
@@ -34,6 +49,9 @@ class Representation(ABC):
     """Names of the states, the keys of :meth:`states`."""
     integer_states: ClassVar[tuple[str, ...]] = ()
     """Names of those states that are integers."""
+    has_steps: ClassVar[bool] = False
+    """Whether a weight is solved at any step by :meth:`problem`, so that one scale of all steps meets a budget; else
+    each weight is fitted to a budget of its own."""
     shape: tuple[int, int]
 
     @classmethod
@@ -75,6 +93,43 @@ class Representation(ABC):
             effort: scales the number of optimisation steps.
             progress: called with the share that is done.
         """
+
+    @classmethod
+    def problem(
+        cls,
+        weight: Tensor,
+        metric: Sequence[Tensor] | None,
+        output_weights: Tensor | None,
+        kernel_size: int,
+        trellis: bool,
+    ) -> StepProblem:
+        """What is solved at any step, where the representation has steps.
+
+        Args:
+            weight: ``(out, in)``.
+            metric: ``A`` as diagonal blocks over consecutive columns, ``(groups, b, b)`` each; None is the identity.
+            output_weights: ``g``, ``(out,)``; None is all ones.
+            kernel_size: neighbouring columns that belong to one input channel.
+            trellis: whether integers are sought along the paths of a trellis.
+        """
+        raise NotImplementedError(f'{cls.name}: has no steps')
+
+    @classmethod
+    def useful_threads(cls, threads: int, trellis: bool) -> int:
+        """How many of so many threads make :meth:`StepProblem.solve` faster."""
+        return threads
+
+    @classmethod
+    def fit_seconds(cls, shape: tuple[int, int], widths: Sequence[int]) -> float:
+        """Predicted CPU seconds of a weight: by these, weights are shared out to processes.
+
+        Measured on a core of an AMD EPYC; another one only scales them.
+
+        Args:
+            shape: ``(out, in)``.
+            widths: of the blocks of its metric.
+        """
+        return 1e-4 * shape[0] * shape[1]
 
     @property
     @abstractmethod

@@ -73,8 +73,8 @@ class WeightView:
         return rows, math.prod(rest)
 
     @property
-    def period(self) -> int:
-        """Neighbouring columns of a matrix that belong to one input channel: the taps of a convolution's kernel."""
+    def kernel_size(self) -> int:
+        """Neighbouring columns of a matrix that belong to one input channel: the elements of a convolution's kernel."""
         return math.prod(self.shape[2:]) if self.layout != 'unit_first' else 1
 
     def to_matrix(self, tensor: Tensor) -> Tensor:

@@ -229,7 +229,7 @@ def probe(others=True):
 
 
 def compressed(model, steps, **options):
-    settings = Settings(bits=2.5, min_numel=100, tuning=steps, **options)
+    settings = Settings.of(bits=2.5, min_numel=100, tuning=steps, **options)
     return compress(model, settings, probe=probe(), dataset_meta={}, source=SOURCE)
 
 
@@ -261,7 +261,7 @@ def test_tuning_goes_without_recalibration(reference):
 def test_the_file_does_not_depend_on_threads(reference):
     files = []
     for threads in (1, 2):
-        settings = Settings(bits=3.0, min_numel=100, tuning=10)
+        settings = Settings.of(bits=3.0, min_numel=100, tuning=10)
         made = compress(reference, settings, probe=probe(), dataset_meta={}, source=SOURCE, threads=threads)
         files.append(made.archive.to_bytes())
     assert files[0] == files[1]
@@ -271,7 +271,7 @@ def test_progress_goes_from_start_to_end(reference):
     seen = []
     compress(
         reference,
-        Settings(bits=3.0, min_numel=100, tuning=10),
+        Settings.of(bits=3.0, min_numel=100, tuning=10),
         probe=probe(),
         dataset_meta={},
         source=SOURCE,
@@ -291,7 +291,7 @@ def test_there_must_be_something_to_tune(exclude, steps, message, reference):
 
 def test_without_images_there_is_nothing_to_tune_on(reference):
     with pytest.raises(RiemError, match='tuning: expected images'):
-        compress(reference, Settings(bits=3.0, min_numel=100, tuning=5), dataset_meta={}, source=SOURCE)
+        compress(reference, Settings.of(bits=3.0, min_numel=100, tuning=5), dataset_meta={}, source=SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -307,10 +307,10 @@ def test_without_images_there_is_nothing_to_tune_on(reference):
     ],
 )
 def test_steps_by_default(settings, pixels, steps, reference, monkeypatch):
-    monkeypatch.setattr('mmriem.core.pipeline.settings.DEFAULT_TUNING', 2)
+    monkeypatch.setattr('mmriem.core.pipeline.compress.DEFAULT_TUNING', 2)
     images = probe()
     images.pixels = pixels
-    made = compress(reference, Settings(min_numel=100, **settings), probe=images, dataset_meta={}, source=SOURCE)
+    made = compress(reference, Settings.of(min_numel=100, **settings), probe=images, dataset_meta={}, source=SOURCE)
     assert made.report['settings']['tuning'] == made.archive.settings['tuning'] == steps
     assert (made.report['totals']['tuning'] is None) == (steps == 0)
 

@@ -16,8 +16,10 @@ from mmriem.core.execution.journal import Journal
 from mmriem.core.execution.workers import Workers, join, share_out, split
 from mmriem.core.file.manifest import Source
 from mmriem.core.images.probe import ImageProbe
-from mmriem.core.pipeline.compress import compress, layer_cost
+from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.job import predicted_seconds
 from mmriem.core.pipeline.settings import Settings
+from mmriem.core.representations.base import get_representation
 from mmriem.core.weights.views import WeightView
 
 
@@ -87,7 +89,7 @@ IMAGES = torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(1))
 def run(workers=None, images=IMAGES, journal=None, on_layer=None, threads=1, **settings):
     return compress(
         NET,
-        Settings(**{'effort': 0.01, 'min_numel': 256, **settings}),
+        Settings.of(**{'effort': 0.01, 'min_numel': 256, **settings}),
         dataset_meta={},
         source=Source('net.pth', 'ab' * 32),
         probe=None if images is None else ImageProbe(images, 2, {'kind': 'noise'}),
@@ -118,17 +120,15 @@ def test_one_process_has_what_it_gave():
     assert Workers().exchange(b'a') == Workers().gather(b'a', 0) == [b'a']
 
 
-@pytest.mark.parametrize('representation', ['lattice', 'auto', 'sigmoid'])
+@pytest.mark.parametrize('representation', ['lattice', 'sigmoid'])
 def test_predicted_cost_grows_with_every_size(representation):
-    settings = Settings(representation=representation, bits=3.0)
 
     def cost(rows, columns):
-        return layer_cost(WeightView('w', (rows, columns)), settings)
+        return predicted_seconds(get_representation(representation), WeightView('w', (rows, columns)))
 
     assert 0 < cost(64, 64) < cost(128, 64) < cost(128, 128) < cost(128, 12_544)
     if representation == 'lattice':  # blocks of columns bound the cost of a wide matrix
         assert cost(128, 4 * 6144) == pytest.approx(4 * cost(128, 6144), rel=0.01)
-    assert cost(256, 256) < layer_cost(WeightView('w', (256, 256)), Settings(representation='auto', bits=3.0)) * 1.001
 
 
 # ---- compression
@@ -141,7 +141,6 @@ def test_predicted_cost_grows_with_every_size(representation):
         {'bits': 3.0},
         {'tolerance': 0.2},
         {},
-        {'representation': 'auto', 'bits': 5.0},
         {'representation': 'bilinear', 'bits': 7.0},
         {'representation': 'sigmoid', 'bits': 14.0, 'images': None},
         {'bits': 3.0, 'images': None},

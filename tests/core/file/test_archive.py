@@ -201,7 +201,7 @@ def test_two_processes_decode_the_same_bits(tmp_path):
     write(path, archive)
     program = (
         'import hashlib, sys\n'
-        'from mmriem.core.file.archive import read\n'
+        'from mmriem.core.file.reading import read\n'
         'for key, tensor in read(sys.argv[1]).decode().items():\n'
         '    print(key, hashlib.sha256(tensor.double().numpy().tobytes()).hexdigest())\n'
     )

@@ -76,7 +76,7 @@ def inputs(count=2):
 def archive(request) -> Archive:
     """`Net`, compressed; the table and the tiny layer stay dense."""
     ratio = 0.4 if request.param == 'lattice' else 0.6  # a small weight stays dense where that takes no more bits
-    settings = Settings(request.param, ratio=ratio, exclude=('table',), effort=0.05)
+    settings = Settings.of(representation=request.param, ratio=ratio, exclude=('table',), effort=0.05)
     made = compress(seeded(Net), settings, dataset_meta={}, source=Source('net.pth', '0' * 64)).archive
     return reading.from_bytes(made.to_bytes())
 

@@ -317,7 +317,9 @@ def test_a_network_computes_and_learns_what_it_does_with_its_weights(representat
 @pytest.mark.parametrize('representation', REPRESENTATIONS)
 def test_states_of_a_file_are_packed_when_a_network_is_run(representation):
     torch.manual_seed(4)
-    settings = Settings(representation, ratio=0.6 if representation != 'lattice' else 0.3, effort=0.05)
+    settings = Settings.of(
+        representation=representation, ratio=0.6 if representation != 'lattice' else 0.3, effort=0.05
+    )
     archive = compress(Net(), settings, dataset_meta={}, source=Source('net.pth', '0' * 64)).archive
     dense = Net().eval()
     dense.load_state_dict(archive.decode())

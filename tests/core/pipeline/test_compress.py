@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.core.execution.executor import Executor
 from mmriem.core.file import reading, writing
 from mmriem.core.file.archive import Archive
 from mmriem.core.file.manifest import Source
 from mmriem.core.images.probe import ImageProbe
-from mmriem.core.metric.metric import Metric
-from mmriem.core.pipeline.compress import _Job, compress
-from mmriem.core.pipeline.settings import DEFAULT_ERRORS, DEFAULT_RATIO, DEFAULT_TUNED_ERROR, Settings
+from mmriem.core.pipeline.compress import DEFAULT_RATIO, compress
+from mmriem.core.pipeline.settings import Settings
+from mmriem.core.pipeline.solve_steps import DEFAULT_ERRORS, DEFAULT_TUNED_ERROR
 from mmriem.core.representations.base import get_representation
-from mmriem.core.weights.views import WeightView
 
 SOURCE = Source('epoch_12.pth', 'ab' * 32)
 META = {'classes': ['cat', 'dog']}
@@ -64,7 +62,7 @@ def run(model=None, on_progress=None, threads=1, probe=None, **settings):
         settings['ratio'] = 0.25
     return compress(
         model or Net(),
-        Settings(**settings),
+        Settings.of(**settings),
         dataset_meta=META,
         source=SOURCE,
         threads=threads,
@@ -434,11 +432,10 @@ def relative_error(model, reference):
     return float(((found - expected).square().mean() / expected.var()).sqrt())
 
 
-@pytest.mark.parametrize('name', ['lattice', 'auto'])
 @pytest.mark.parametrize('recalibration', [True, False])
 @pytest.mark.parametrize('budget', [{'bits': 3.5}, {'bits': 9.0}, {'ratio': 0.15}, {'size': 20_000}])
-def test_a_budget_is_used_up_from_below(name, recalibration, budget, classifier):
-    compressed = run(classifier, probe=images(), representation=name, recalibration=recalibration, **budget)
+def test_a_budget_is_used_up_from_below(recalibration, budget, classifier):
+    compressed = run(classifier, probe=images(), recalibration=recalibration, **budget)
     totals, elements = compressed.report['totals'], sum(p.numel() for p in classifier.parameters() if p.dim() > 1)
     wanted = {
         'bits': lambda bits: bits * elements / 8,
@@ -446,8 +443,7 @@ def test_a_budget_is_used_up_from_below(name, recalibration, budget, classifier)
         'size': lambda size: size,
     }
     ((key, value),) = budget.items()
-    least = 0.99 if name == 'lattice' else 0.8  # other representations may take fewer bits
-    assert least * wanted[key](value) <= len(compressed.archive.to_bytes()) <= wanted[key](value)
+    assert 0.99 * wanted[key](value) <= len(compressed.archive.to_bytes()) <= wanted[key](value)
     assert totals['bytes'] == len(compressed.archive.to_bytes()) and totals['scale'] > 0
 
 
@@ -483,8 +479,8 @@ def test_the_predicted_error_is_about_the_measured_one(classifier):
     [(0.9, 0, DEFAULT_ERRORS[0]), (0.01, 0, DEFAULT_ERRORS[1]), (0.01, None, DEFAULT_TUNED_ERROR), (0.06, 0, None)],
 )
 def test_without_a_budget_an_error_or_a_size_is_met(size, tuning, error, classifier, monkeypatch):
-    monkeypatch.setattr('mmriem.core.pipeline.settings.DEFAULT_SIZE', size)
-    made = compress(classifier, Settings(tuning=tuning), probe=images(), dataset_meta=META, source=SOURCE)
+    monkeypatch.setattr('mmriem.core.pipeline.solve_steps.DEFAULT_SIZE', size)
+    made = compress(classifier, Settings.of(tuning=tuning), probe=images(), dataset_meta=META, source=SOURCE)
     totals = made.report['totals']
     if error is None:
         assert 0.98 * size <= totals['ratio'] <= size
@@ -495,10 +491,10 @@ def test_without_a_budget_an_error_or_a_size_is_met(size, tuning, error, classif
 
 @pytest.mark.parametrize('name', ['bilinear', 'lattice'])
 def test_without_a_budget_and_images_it_is_the_ratio_of_the_paper(name, classifier):
-    settings = compress(classifier, Settings(name), dataset_meta=META, source=SOURCE).archive.settings
+    settings = compress(classifier, Settings.of(representation=name), dataset_meta=META, source=SOURCE).archive.settings
     assert settings['ratio'] == DEFAULT_RATIO and 'tolerance' not in settings
     with pytest.raises(RiemError, match='tolerance: expected images'):
-        compress(classifier, Settings(tolerance=0.1), dataset_meta=META, source=SOURCE)
+        compress(classifier, Settings.of(tolerance=0.1), dataset_meta=META, source=SOURCE)
 
 
 def test_the_report_says_where_each_metric_comes_from(classifier):
@@ -526,7 +522,7 @@ def test_images_make_the_error_of_the_outputs_smaller(name, classifier):
     assert errors[False] < 0.8 * errors[True]
 
 
-@pytest.mark.parametrize('name', ['lattice', 'auto', 'bilinear'])
+@pytest.mark.parametrize('name', ['lattice', 'bilinear'])
 def test_images_give_the_same_bytes_with_any_number_of_threads(name, classifier, three_threads):
     results = {
         run(classifier, probe=images(), representation=name, bits=5, threads=threads).archive.to_bytes()
@@ -542,44 +538,6 @@ def test_the_images_change_the_result_and_not_the_model(classifier):
     assert not classifier.training and all(parameter.requires_grad for parameter in classifier.parameters())
     plain = run(classifier, bits=4).archive.decode()
     assert not torch.equal(probed['conv.weight'], plain['conv.weight'])
-
-
-def test_auto_does_no_more_damage_than_lattice(classifier):
-    reports = {}
-    for name in ('lattice', 'auto'):
-        report = run(classifier, probe=images(), representation=name, bits=4, effort=0.1).report
-        reports[name] = {entry['name']: entry for entry in report['weights']}
-        reports[name]['error'] = report['totals']['predicted_error']
-    lattice, auto = reports['lattice'], reports['auto']
-    assert auto['error'] < lattice['error']
-    for name in ('stem.weight', 'conv.weight', 'low_rank.weight', 'shared.weight', 'unreached.weight'):
-        # the same scale but for the few bytes that name the representation
-        assert (
-            auto[name]['distortion'] <= 1.06 * lattice[name]['distortion']
-            and auto[name]['bits'] <= 1.01 * lattice[name]['bits']
-        )
-    assert auto['low_rank.weight']['representation'] == 'bilinear'
-    assert auto['low_rank.weight']['distortion'] < 0.5 * lattice['low_rank.weight']['distortion']
-
-
-@pytest.mark.parametrize('blocks', [(20,), (8, 12)])
-def test_damage_of_other_representations_is_in_the_metric(blocks):
-    """As a lattice has it, but for the damping."""
-    torch.manual_seed(0)
-    roots = [torch.randn(2, size, size) for size in blocks]
-    metric = Metric(tuple(root @ root.transpose(1, 2) for root in roots), torch.rand(6, dtype=torch.float64), 'inputs')
-    weight, decoded = torch.randn(2, 6, 20)
-    model = nn.Sequential(nn.Linear(20, 6))
-    job = _Job(model, {'0.weight': weight}, [], Settings(), None, {}, SOURCE, 'cpu', Executor())
-    job.metrics['0.weight'] = metric
-    view = WeightView('0.weight', (6, 20))
-    expected, error = 0.0, (weight - decoded).double()
-    for row in range(6):
-        whole = torch.block_diag(*(block[row // 3] for block in metric.blocks)).double()
-        expected += float(metric.output_weights[row] * (error[row] @ whole @ error[row]))
-    assert job._distortion(view, decoded) == pytest.approx(expected)
-    job.metrics.clear()
-    assert job._distortion(view, decoded) == pytest.approx(float(error.square().sum()))
 
 
 @pytest.mark.parametrize('name', ['lattice', 'bilinear'])
@@ -642,7 +600,7 @@ def test_degenerate_weights_with_images():
 
 
 @pytest.mark.parametrize('threads', [1, 3])
-@pytest.mark.parametrize('name', ['lattice', 'auto', 'bilinear'])
+@pytest.mark.parametrize('name', ['lattice', 'bilinear'])
 def test_progress_with_images_goes_up_to_one(name, threads, classifier):
     seen = []
     run(classifier, probe=images(), representation=name, threads=threads, on_progress=lambda *args: seen.append(args))
@@ -655,7 +613,7 @@ def test_progress_with_images_goes_up_to_one(name, threads, classifier):
 @pytest.mark.parametrize(
     ('settings', 'words'),
     [
-        ({'representation': 'sigmoid', 'tolerance': 0.1}, 'tolerance: .* with lattice or auto, found 0.1 with sigmoid'),
+        ({'representation': 'sigmoid', 'tolerance': 0.1}, 'tolerance: .* with lattice, found 0.1 with sigmoid'),
         ({'tolerance': 0.0}, 'tolerance: .* above 0'),
         ({'tolerance': float('nan')}, 'tolerance'),
         ({'tolerance': 0.1}, 'tolerance: expected images'),

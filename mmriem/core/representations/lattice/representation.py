@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ...coding import entropy, paths, streams
 from ...coding.exact import powers_of_two
 from ...errors import RiemError
 from ...execution.tasks import Progress
-from ..base import FLOAT_BITS, Representation, Work, check_settings, register
+from ..base import FLOAT_BITS, Representation, StepProblem, Work, check_settings, register
 from ..blocks import EVERYTHING, Block, State, spans
 from .states import (
     FINE_OCTAVE,
@@ -56,6 +56,7 @@ class Lattice(Representation):
     name = 'lattice'
     state_names = ('z', 'row', 'column')
     integer_states = ('z',)
+    has_steps = True
 
     def __init__(
         self,
@@ -120,6 +121,33 @@ class Lattice(Representation):
         if best is None:
             raise RiemError(f'a budget of {settings["budget"]} bits is too small for a matrix of {tuple(weight.shape)}')
         return best
+
+    @classmethod
+    def problem(
+        cls,
+        weight: Tensor,
+        metric: Sequence[Tensor] | None,
+        output_weights: Tensor | None,
+        kernel_size: int,
+        trellis: bool,
+    ) -> StepProblem:
+        from .problem import Problem
+
+        return Problem.of(weight, metric, output_weights, kernel_size, trellis)
+
+    @classmethod
+    def useful_threads(cls, threads: int, trellis: bool) -> int:
+        """Rounded one by one, in small steps that hold the interpreter lock, two threads take longer than one."""
+        return threads if trellis and native.module is not None else 1
+
+    @classmethod
+    def fit_seconds(cls, shape: tuple[int, int], widths: Sequence[int]) -> float:
+        """Of two turns of a search."""
+        rows, columns = shape
+        factor = 3e-11 * sum(width**3 for width in widths)
+        return (
+            factor + 5e-11 * sum(rows * width**2 for width in widths) + 2.4e-7 * rows * columns + 4e-5 * columns + 0.012
+        )
 
     @property
     def symbols(self) -> int:

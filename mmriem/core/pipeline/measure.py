@@ -1,0 +1,86 @@
+"""The stage that measures: the pullback metric of each weight, kept until the weight is solved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from ..errors import RiemError
+from ..execution.executor import Executor
+from ..images.probe import Probe
+from ..metric.metric import Metric
+from ..metric.pullback import each_metric
+from .job import Job
+from .progress import WorkLog
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """The metrics of the weights that this process owns, in memory or in its journal.
+
+    Attributes:
+        sources: where the metric of each weight comes from, in every process; a weight without one has the identity.
+    """
+
+    sources: dict[str, str]
+    _executor: Executor
+    _held: dict[str, Metric] = field(default_factory=dict)
+
+    def take(self, name: str) -> Metric | None:
+        """The metric of a weight, which is not held in memory any longer; None for the identity.
+
+        Raises:
+            RiemError: the journal has lost it.
+        """
+        if name not in self.sources:
+            return None
+        if name in self._held:
+            return self._held.pop(name)
+        piece = self._executor.kept(_metric_key(name))
+        if piece is None:
+            raise RiemError(
+                f'{self._executor.journal.folder}: expected the metric of weight {name!r}, found none that is whole; '
+                'start over with --force'
+            )
+        return Metric.from_bytes(piece)
+
+
+def measure(job: Job, probe: Probe | None, log: WorkLog) -> Metrics:
+    """Run the network on the images, unless the journal has all the metrics already."""
+    executor = job.executor
+    if probe is None:
+        return Metrics({}, executor)
+    own = {name: executor.kept(_source_key(name)) for name in job.own}
+    held: dict[str, Metric] = {}
+    every = executor.workers.exchange(b'new' if None in own.values() else b'kept')
+    if b'new' in every:
+        own = dict.fromkeys(own, b'')
+        with log.timed('images'):
+            for name, metric in each_metric(
+                job.model_on_device(),
+                job.views,
+                probe,
+                executor,
+                list(job.owners.values()),
+                seed=job.settings.fit.seed,
+                on_progress=lambda share: log.stage('images')(share, 'images'),
+            ):
+                own[name] = metric.source.encode()
+                if executor.journal is None:
+                    held[name] = metric
+                else:
+                    executor.keep(_metric_key(name), metric.to_bytes())
+            for name, source in own.items():
+                executor.keep(_source_key(name), source)
+    named = {name: source.decode() for name, source in own.items() if source}
+    parts = executor.workers.exchange(json.dumps(named).encode())
+    found = {name: source for part in parts for name, source in json.loads(part).items()}
+    return Metrics({name: found[name] for name in job.owners if name in found}, executor, held)
+
+
+def _metric_key(name: str) -> str:
+    return f'metric {name}'
+
+
+def _source_key(name: str) -> str:
+    return f'source {name}'

@@ -1,0 +1,287 @@
+"""The stage that solves, for representations with steps: the one scale that meets the budget is sought."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..budget.plan import DENSE_BITS, RECORD_BITS
+from ..budget.scale import CLOSE_ENOUGH, relative_steps, search
+from ..errors import RiemError
+from ..execution.tasks import Task
+from ..metric.metric import Metric
+from ..representations.base import StepProblem
+from ..weights.views import WeightView
+from .archiving import Frame
+from .encoded_weight import Encoded, EncodedWeight, EncodedWeights, average_bits, unpacked
+from .job import Job
+from .measure import Metrics
+from .progress import OnProgress, WorkLog
+from .settings import FitOptions
+from .solve import Solution, run_weights
+
+DEFAULT_ERRORS = (0.025, 0.05)
+"""Predicted relative error of the outputs where no budget is given. The file is as small as the first one allows; where
+that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
+DEFAULT_TUNED_ERROR = 0.08
+"""In place of the second one where norms and biases are trained afterwards, which takes part of it back."""
+DEFAULT_SIZE = 1 / 17
+"""Share of the fp32 weights, see ``DEFAULT_ERRORS``."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What all processes need to know of a problem that one of them has: as its properties of these names."""
+
+    spread: float
+    log_sensitivity: float
+    seconds: float
+
+    def to_bytes(self) -> bytes:
+        return _SENSITIVITY.pack(self.spread, self.log_sensitivity, self.seconds)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Sensitivity:
+        return cls(*_SENSITIVITY.unpack(data))
+
+
+_SENSITIVITY = struct.Struct('<3d')
+
+
+def problem_of(view: WeightView, matrix: Any, metric: Metric | None, fit: FitOptions) -> StepProblem:
+    """What is to be solved for a weight matrix ``(out, in)``; without a metric that is the identity."""
+    blocks, output_weights = (
+        (None, None) if metric is None else (metric.blocks, metric.output_weights.to(matrix.device))
+    )
+    return fit.kind.problem(matrix, blocks, output_weights, view.kernel_size, fit.trellis)
+
+
+class Problems:
+    """The factored problems of this process, made once and solved as often as a search asks for it.
+
+    Args:
+        job: the compression.
+        metrics: of its weights, which the problems take the place of.
+        log: of its work.
+    """
+
+    def __init__(self, job: Job, metrics: Metrics, log: WorkLog) -> None:
+        self._job, self._metrics, self._log = job, metrics, log
+        self._problems: dict[str, StepProblem] = {}
+        self._written: dict[str, tuple[Encoded | None, EncodedWeight]] = {}
+        self._turns = log.turns('fit')
+        self.turns = 0
+
+    def sensitivities(self) -> dict[str, Sensitivity]:
+        """Of every weight, in every process."""
+
+        def factor(view: WeightView) -> Sensitivity:
+            started = time.thread_time()
+            problem = self._problem(view)
+            return Sensitivity(problem.spread, problem.log_sensitivity, time.thread_time() - started)
+
+        job = self._job
+        tasks = [
+            Task(
+                view.name,
+                _cube(view),
+                lambda _, view=view: factor(view),
+                job.owners[view.name],
+                f'sensitivity {view.name}',
+            )
+            for view in job.views
+        ]
+        found = job.executor.run(tasks, Sensitivity.to_bytes, Sensitivity.from_bytes, self._log.stage('factor'))
+        for view, its in zip(job.views, found):
+            self._log.weight_seconds[view.name]['factor'] += its.seconds
+        return {view.name: its for view, its in zip(job.views, found)}
+
+    def solve(self, steps: Mapping[str, float], scale: float) -> EncodedWeights:
+        """All weights at that scale of their steps, payloads made."""
+
+        def solve(view: WeightView, step: float) -> EncodedWeight:
+            started = time.thread_time()
+            encoded, distortion = self._problem(view).solve(step)
+            encoded.to_payload()
+            return EncodedWeight(encoded, distortion, time.thread_time() - started)
+
+        self.turns += 1
+        job, tasks = self._job, []
+        for view in job.views:
+            step = scale * steps[view.name]
+            work = lambda _, view=view, step=step: solve(view, step)  # noqa: E731
+            cost = math.prod(view.shape) * view.matrix_shape[1]
+            tasks.append(Task(view.name, cost, work, job.owners[view.name], f'solve {view.name} {step.hex()}'))
+        fit = job.settings.fit
+        executor = replace(job.executor, threads=fit.kind.useful_threads(job.executor.threads, fit.trellis))
+        counter = self._log.counter(len(job.own))
+        with self._log.timed('solve'):
+            return run_weights(executor, self._log, 'solve', tasks, next(self._turns), counter)
+
+    def write(self, weights: EncodedWeights, on_progress: OnProgress | None = None) -> EncodedWeights:
+        """The weights as the file holds them: with the digests of the decoded ones, and dense where that is smaller."""
+
+        def write(view: WeightView, weight: EncodedWeight) -> EncodedWeight:
+            before, written = self._written.get(view.name, (None, None))
+            if before is weight.encoded:
+                return replace(written, seconds=0.0)
+            started = time.thread_time()
+            tensor = job.state_dict[view.name]
+            if _cost(view, weight.encoded) < weight.encoded.payload_bits():
+                return EncodedWeight.whole(view, tensor, None, None, 0.0)
+            written = EncodedWeight.whole(view, tensor, unpacked(weight.encoded), weight.distortion, 0.0)
+            return replace(written, seconds=time.thread_time() - started)
+
+        job = self._job
+        tasks = [
+            Task(view.name, 1, lambda _, view=view: write(view, weights[view.name]), job.owners[view.name])
+            for view in job.views
+        ]
+        written = run_weights(job.executor, self._log, 'write', tasks, on_progress)
+        self._written = {name: (weights[name].encoded, weight) for name, weight in written.items()}
+        return written
+
+    def _problem(self, view: WeightView) -> StepProblem:
+        if view.name not in self._problems:
+            metric = self._metrics.take(view.name)
+            self._problems[view.name] = problem_of(view, self._job.matrix(view), metric, self._job.settings.fit)
+        return self._problems[view.name]
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A scale, the weights at it, and the bits that the file may have."""
+
+    scale: float
+    weights: EncodedWeights
+    limit: float = math.inf
+
+
+class _Search:
+    """The search for the scale that meets the budget.
+
+    Args:
+        job, metrics: the compression.
+        frame: what the file holds besides the weights.
+        problems: to be solved.
+        log: of the work.
+    """
+
+    def __init__(self, job: Job, metrics: Metrics, frame: Frame, problems: Problems, log: WorkLog) -> None:
+        self._job, self._metrics, self._frame, self._problems, self._log = job, metrics, frame, problems, log
+        with log.timed('factor'):
+            self._sensitivities = problems.sensitivities()
+        measured = {view.name: view.name in metrics.sources for view in job.views}
+        self._steps = relative_steps(self._sensitivities, measured)
+
+    def for_budget(self) -> _Found:
+        """By the budget that is given, or the default one."""
+        budget = self._job.settings.budget
+        if budget.tolerance is not None:
+            return self._for_error(budget.tolerance)
+        return self._for_bits(self._job.wanted_bits) if budget.is_given else self._for_default()
+
+    def _for_default(self) -> _Found:
+        found = self._for_error(DEFAULT_ERRORS[0])
+        limit = DEFAULT_SIZE * 32 * self._job.numel
+        if self._file_bits(found.weights) <= limit:
+            return found
+        most = DEFAULT_TUNED_ERROR if self._job.trained else DEFAULT_ERRORS[1]
+        with contextlib.suppress(RiemError):  # what stays dense may be too much for that size
+            sized = self._for_bits(limit)
+            if self.predicted_error(sized.weights) <= most:
+                return sized
+        return self._for_error(most)
+
+    def _for_error(self, tolerance: float) -> _Found:
+        return _Found(*search(self._solve, self.predicted_error, tolerance, start=tolerance * 16, falls=False))
+
+    def _for_bits(self, wanted: float) -> _Found:
+        """The scale whose whole file has at most the bits that are wanted.
+
+        Raises:
+            RiemError: what stays dense has no room, or no step gives so small a file.
+        """
+        job, start = self._job, self._guess(wanted)
+        rest = self._frame.rest_bits(job.expected_state, wanted / job.elements)
+        excess, found = 0.0, None
+
+        def measure(weights: EncodedWeights) -> float:
+            return sum(_cost(view, weights[view.name].encoded) for view in job.views) + rest + excess
+
+        for _ in range(4):  # what the records take is known once they are written
+            if wanted <= rest + excess:
+                raise RiemError(
+                    f'budget: expected room for the {(rest + excess) / 8:.0f} bytes of what stays dense and of the '
+                    f'records, found {wanted / 8:.0f} bytes for the whole file; ask for a larger '
+                    'ratio or more bits, or compress more of the weights'
+                )
+            scale, weights = search(self._solve, measure, wanted, start)
+            written = self._file_bits(weights)
+            if written <= wanted:
+                found = _Found(scale, weights, wanted)
+                if written >= CLOSE_ENOUGH * wanted:
+                    break
+            excess += written - measure(weights)
+            start = scale
+        if found is None:
+            raise RiemError(f'budget: expected a file of {wanted / 8:.0f} bytes, found none of a step; ask for more')
+        return found
+
+    def predicted_error(self, weights: EncodedWeights) -> float:
+        """Relative error of the outputs that the distortions of all weights with a metric add up to."""
+        return math.sqrt(sum(weights[view.name].distortion for view in self._job.views if self._is_measured(view)))
+
+    def _is_measured(self, view: WeightView) -> bool:
+        return view.name in self._metrics.sources
+
+    def _solve(self, scale: float) -> EncodedWeights:
+        return self._problems.solve(self._steps, scale)
+
+    def _file_bits(self, weights: EncodedWeights) -> int:
+        job = self._job
+        with self._log.timed('size'):
+            written = self._problems.write(weights)
+            rate = average_bits(written, job.views, job.state_dict)
+            return 8 * len(self._frame.archive(written, job.expected_state, rate).to_bytes())
+
+    def _guess(self, wanted: float) -> float:
+        """A first guess of the scale: as if the weights were Gaussian."""
+        scale = 1.0
+        for _ in range(40):
+            rate = sum(
+                math.prod(view.shape)
+                * 0.5
+                * math.log2(1 + 17 * (self._sensitivities[view.name].spread / (scale * self._steps[view.name])) ** 2)
+                for view in self._job.views
+            )
+            scale *= 2 ** ((rate - wanted) / self._job.elements)
+        return min(max(scale, 1e-3), 1e3)
+
+
+def solve_steps(job: Job, metrics: Metrics, frame: Frame, log: WorkLog) -> Solution:
+    """Every weight with its step, all under one scale that meets the budget.
+
+    Raises:
+        RiemError: the budget is too small, or out of reach.
+    """
+    problems = Problems(job, metrics, log)
+    found = _Search(job, metrics, frame, problems, log).for_budget()
+    with log.timed('write'):
+        weights = problems.write(found.weights, log.stage('write'))
+    return Solution(weights, found.limit, found.scale, problems.turns)
+
+
+def _cube(view: WeightView) -> float:
+    """Cost of factoring a metric."""
+    return float(view.matrix_shape[1]) ** 3
+
+
+def _cost(view: WeightView, encoded: Encoded) -> float:
+    """Bits that a weight takes in the file: those of its states, or of the dense weight where these are less."""
+    return min(encoded.payload_bits(), DENSE_BITS * math.prod(view.shape) - RECORD_BITS)
