@@ -9,7 +9,7 @@ setup:
 	@bash tools/setup_env.sh
 
 demo: setup
-	$(PY) tools/make_digits.py
+	$(PY) tools/maintain/make_digits.py
 	$(PY) tools/compare.py configs/demo/gfl_r18_fpn_digits.py configs/demo/faster-rcnn_swin_fpn_digits.py \
 		--checkpoints demo/gfl_r18_fpn_digits.pth demo/faster-rcnn_swin_fpn_digits.pth \
 		--representations lattice --default --bits 0.5 1 --out work_dirs/demo

@@ -63,7 +63,7 @@ setup(
         'timm': ['timm'],
         'demo': ['scikit-learn', 'opencv-python'],
         'onnx': ['onnx', 'onnxscript'],  # tools/export.py --to model.onnx
-        # peers of tools/benchmark.py, each for an environment of its own: they pin numpy below 2, or add torchvision
+        # peers of the benchmark, each for an environment of its own: they pin numpy below 2, or add torchvision
         'hqq': ['hqq==0.2.8.post1'],
         'nncodec': ['nncodec==2.1.3'],
         'dev': ['pytest', 'hypothesis', 'ruff'],

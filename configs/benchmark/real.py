@@ -1,4 +1,4 @@
-"""Trained networks on real images, and the demo detectors; `python tools/make_digits.py` makes the data of the latter.
+"""Trained networks on real images, and the demo detectors, whose data `python tools/maintain/make_digits.py` makes.
 
 A method has a list of settings; a network may have its own, by the name of the method. `qp` of NNCodec is an absolute
 step for all weights, so it depends on their spread; it is chosen for 1 to 4 bits per weight. The lattice's rates are

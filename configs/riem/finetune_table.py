@@ -1,4 +1,4 @@
-"""What tools/finetune_table.py runs; the demo set is made by tools/make_digits.py.
+"""What tools/measure/finetune_table.py runs; the demo set is made by tools/maintain/make_digits.py.
 
 At about 1.2 bits per weight little is lost, so a lower rate shows how much comes back.
 """

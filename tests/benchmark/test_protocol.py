@@ -157,8 +157,8 @@ def test_the_tool_prints_and_writes_the_table(finished, call_here, tools, tiny_c
     folder, found, _ = finished
     arguments = [tiny_config, runner_checkpoint, '--baseline-bits', 6, '--seeds', 2, '--keep', 1, '--effort', 0.1]
     arguments += ['--development', 0.5, '--work-dir', folder]
-    assert call_here(tools / 'paper_protocol.py', *arguments) is None
+    assert call_here(tools / 'measure' / 'paper_protocol.py', *arguments) is None
     assert table(found) in capsys.readouterr().out
     assert (folder / 'protocol.md').read_text().endswith(table(found))
-    said = call_here(tools / 'paper_protocol.py', tiny_config, runner_checkpoint, '--keep', 11)
+    said = call_here(tools / 'measure' / 'paper_protocol.py', tiny_config, runner_checkpoint, '--keep', 11)
     assert said == 'error: keep: expected 1 to 10, the number of seeds, found 11'

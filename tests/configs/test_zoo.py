@@ -29,7 +29,7 @@ CHEAP = Settings.of(bits=3.0, recalibration=False)
 
 
 def _make_zoo():
-    spec = importlib.util.spec_from_file_location('make_zoo', ROOT / 'tools' / 'make_zoo.py')
+    spec = importlib.util.spec_from_file_location('make_zoo', ROOT / 'tools' / 'maintain' / 'make_zoo.py')
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # its dataclass looks there
     spec.loader.exec_module(module)
     return module
@@ -157,7 +157,7 @@ def test_every_detector_has_a_narrow_form():
 def test_files_are_those_that_the_generator_writes():
     files = make_zoo.zoo()
     for name, text in files.items():
-        assert (ROOT / name).read_text(encoding='utf-8') == text, f'{name}: run python tools/make_zoo.py'
+        assert (ROOT / name).read_text(encoding='utf-8') == text, f'{name}: run python tools/maintain/make_zoo.py'
     folders = {detector.folder for detector in make_zoo.ZOO}
     found = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / 'configs' / folder).iterdir()}
     own = {

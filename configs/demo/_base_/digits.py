@@ -1,4 +1,4 @@
-"""The embedded demo set, made by `python tools/make_digits.py`."""
+"""The embedded demo set, made by `python tools/maintain/make_digits.py`."""
 
 data_root = 'data/demo_digits/'  # as seen from the project's root
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))

@@ -20,7 +20,10 @@ from .solve import Solution
 def archive_report(
     archive: Archive, model: nn.Module, views: Iterable[WeightView], weights: EncodedWeights
 ) -> dict[str, Any]:
-    """What the archive and the encoded weights alone tell: the settings, an entry for each weight, totals."""
+    """What the archive and the encoded weights alone tell: the settings, an entry for each weight, totals.
+
+    What only a compression knows has the values of no work: every report has the same keys.
+    """
     state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     size, elements = len(archive.to_bytes()), numel(state_dict)
     shapes = {view.name: math.prod(view.shape) for view in views}
@@ -37,6 +40,14 @@ def archive_report(
             'weights': len(weights),
             'represented_elements': represented,
             'other_elements': elements - represented,
+            'scale': None,
+            'tuning': None,
+            'predicted_error': None,
+            'seconds': 0.0,
+            'stages': {},
+            'turns': 0,
+            'processes': 1,
+            'threads': 1,
         },
     }
 
@@ -81,6 +92,10 @@ def _entry(view: WeightView, tensor: Tensor, weight: EncodedWeight | None) -> di
         'relative_error': weight.relative_error,
         'snr_db': weight.snr_db,
         'distortion': weight.distortion,
+        'metric': 'identity',
+        'seconds': 0.0,
+        'seconds_of_stage': {},
+        'predicted_seconds': None,
     }
 
 

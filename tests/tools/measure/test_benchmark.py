@@ -35,7 +35,7 @@ def in_this_process(monkeypatch):
 
 
 def test_every_method_on_a_network(call_here, tools, arguments, tmp_path, capsys, in_this_process):
-    assert call_here(tools / 'benchmark.py', *arguments, '--networks', 'small') is None
+    assert call_here(tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small') is None
     rows = table(tmp_path)
     found = [(row['network'], row['method'], row['setting']) for row in rows]
     assert found == [
@@ -64,7 +64,7 @@ def test_every_method_on_a_network(call_here, tools, arguments, tmp_path, capsys
 
 
 def test_reuse_takes_finished_cells(call_here, tools, arguments, tmp_path, monkeypatch, in_this_process):
-    command = [tools / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'rounding']
+    command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'rounding']
     assert call_here(*command) is None
     before = (tmp_path / 'out' / 'table.csv').read_bytes()
     assert len(list((tmp_path / 'work_dirs' / 'benchmark').glob('*.json'))) == 3
@@ -84,7 +84,7 @@ def test_cells_of_another_checkpoint_are_not_reused(
 ):
     shutil.copytree(classifier_data, tmp_path / 'moved')
     arguments[2] = 'moved'
-    command = [tools / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', '--reuse']
+    command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', '--reuse']
     assert call_here(*command) is None
     state_dict = torch.load(tmp_path / 'moved' / 'net.pth', weights_only=True)
     state_dict['linear.bias'] += 1
@@ -98,7 +98,7 @@ def test_a_peer_that_is_not_installed_is_skipped_in_one_line(
 ):
     monkeypatch.setattr(methods.METHODS['rounding'], 'requires', 'no_such_module')
     monkeypatch.setattr(methods.METHODS['rounding'], 'install', 'pip install it')
-    command = [tools / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'rounding']
+    command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'rounding']
     assert call_here(*command) is None
     told = [line for line in capsys.readouterr().err.splitlines() if 'skipped' in line]
     assert told == ['rounding: skipped, the module no_such_module is not installed; pip install it']
@@ -121,7 +121,7 @@ def test_peers_are_recalibrated_where_there_is_a_probe(
     monkeypatch.setattr(Classifier, 'probe', lambda self: f'images of {self.name}')
     monkeypatch.setattr(runner, '_recalibrated', worse)
     monkeypatch.setattr(methods, 'compress', measuring)
-    command = [tools / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'low rank']
+    command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'low rank']
     assert call_here(*command) is None
     original, half, ours = table(tmp_path)
     assert half['recalibrated'] != '' and ours['recalibrated'] == original['recalibrated'] == ''
@@ -136,16 +136,16 @@ def test_peers_are_recalibrated_where_there_is_a_probe(
     ],
 )
 def test_unknown_names_are_one_error(call_here, tools, arguments, more, message):
-    assert message in call_here(tools / 'benchmark.py', *arguments, *more)
+    assert message in call_here(tools / 'measure' / 'benchmark.py', *arguments, *more)
 
 
 def test_missing_data_is_one_error(call_here, tools, arguments):
     arguments[2] = 'nowhere'
-    assert 'nowhere/net.pth: no such checkpoint' in call_here(tools / 'benchmark.py', *arguments)
+    assert 'nowhere/net.pth: no such checkpoint' in call_here(tools / 'measure' / 'benchmark.py', *arguments)
 
 
 def test_an_interrupt_leaves_the_finished_networks(tools, arguments, tmp_path):
-    command = [sys.executable, tools / 'benchmark.py', *arguments, '--methods', 'fp16']
+    command = [sys.executable, tools / 'measure' / 'benchmark.py', *arguments, '--methods', 'fp16']
     process = subprocess.Popen(
         [*map(str, command)],
         cwd=tmp_path,

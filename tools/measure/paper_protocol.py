@@ -1,6 +1,6 @@
 """The paper's protocol: ten seeds of the sigmoid representation, the best three by a development split, and a baseline.
 
-    python tools/paper_protocol.py CONFIG CHECKPOINT --baseline svd --baseline-bits 4 [--seeds 10 --keep 3]
+    python tools/measure/paper_protocol.py CONFIG CHECKPOINT --baseline svd --baseline-bits 4 [--seeds 10 --keep 3]
 
 The files are no larger than that of the baseline, and making their weights takes no more FLOPs where that can be.
 Writes `protocol.json` and `protocol.md` into --work-dir; run again, it goes on where it was stopped.

@@ -1,6 +1,6 @@
 """Seconds of compressing, decoding, loading and inference for a list of detectors, side by side in one run.
 
-    python tools/benchmark_speed.py CONFIG [CONFIG ...] --out docs/benchmarks/speed
+    python tools/measure/speed.py CONFIG [CONFIG ...] --out docs/benchmarks/speed
 
 Weights are random ones unless --checkpoints gives a file for each config. Writes NAME.md and NAME.csv: a row for each
 detector, the share of each stage of compression, and the seconds of each size of weight.

@@ -1,6 +1,6 @@
 """Make a small checkpoint to hand on: the weights alone, in half precision, with the class names.
 
-    python tools/publish_model.py work_dirs/NAME/epoch_12.pth demo/NAME.pth
+    python tools/maintain/publish_model.py work_dirs/NAME/epoch_12.pth demo/NAME.pth
 
 Optimizer, schedule and log history are left out, so nothing but tensors and strings has to be unpickled.
 """

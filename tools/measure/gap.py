@@ -1,6 +1,6 @@
 """How far the lattices of networks are from the least bits that any code could take at the same distortion.
 
-    python tools/measure_gap.py CONFIG [--data-root DIR] [--networks A B] [--bits 2] [--out FILE.md]
+    python tools/measure/gap.py CONFIG [--data-root DIR] [--networks A B] [--bits 2] [--out FILE.md]
 
 The bound is that of Gaussian weights, see core/metric/bound.py: of one variance for the whole matrix, or of one for
 each row. Bits are those of the payload and of the record of a weight.

@@ -1,6 +1,6 @@
 """All methods of a config on all its networks, side by side; writes table.csv, table.md and picture.png.
 
-    python tools/benchmark.py CONFIG [--data-root DIR] [--networks A B] [--methods M N] [--reuse]
+    python tools/measure/benchmark.py CONFIG [--data-root DIR] [--networks A B] [--methods M N] [--reuse]
 
 Tables and picture are written anew after each finished network.
 """

@@ -1,4 +1,4 @@
-"""tools/publish_model.py: the weights in half precision, and nothing half-written."""
+"""tools/maintain/publish_model.py: the weights in half precision, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmriem.core.errors import RiemError
 
 @pytest.fixture(scope='module')
 def publish(tools):
-    spec = importlib.util.spec_from_file_location('publish_model', tools / 'publish_model.py')
+    spec = importlib.util.spec_from_file_location('publish_model', tools / 'maintain' / 'publish_model.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.publish
@@ -64,7 +64,7 @@ def test_a_value_beyond_half_precision_is_an_error(publish, tmp_path):
 
 
 def test_command_line_tells_errors_in_one_line(call, tools, tmp_path):
-    result = call(tools / 'publish_model.py', tmp_path / 'none.pth', tmp_path / 'small.pth')
+    result = call(tools / 'maintain' / 'publish_model.py', tmp_path / 'none.pth', tmp_path / 'small.pth')
     assert result.returncode == 1
     assert result.stderr.startswith('error: ') and len(result.stderr.splitlines()) == 1
     assert 'none.pth' in result.stderr

@@ -1,6 +1,6 @@
 """Memory of a linear layer or a convolution that is run without its dense weight, beside that of the dense one.
 
-    python tools/measure_matrix_free.py [--size 4096] [--ratio 0.05] [--training]
+    python tools/measure/matrix_free.py [--size 4096] [--ratio 0.05] [--training]
 
 Each layer runs in a process of its own, where the operating system tells the memory that is in use (Linux alone). What
 is told is the growth since before the layer was built: its states or weight, and at its peak all that a run takes, the
@@ -58,7 +58,7 @@ def measure(kind: str, way: str, size: int, ratio: float, *, training: bool = Fa
         RiemError: the process failed.
     """
     arguments = [sys.executable, __file__, '--child', json.dumps([kind, way, size, ratio, training])]
-    roots = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
+    roots = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = {**os.environ, **UNCACHED, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(roots)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

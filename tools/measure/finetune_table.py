@@ -1,6 +1,6 @@
 """What fine-tuning gives back of the mAP that compression has cost: one row for each run of a list, as Markdown.
 
-    python tools/finetune_table.py configs/riem/finetune_table.py [--out DIR] [--data-root DIR] [--only NAME ...]
+    python tools/measure/finetune_table.py configs/riem/finetune_table.py [--out DIR] [--data-root DIR] [--only N ...]
 
 A run compresses a detector, trains the states of the file, writes them to a file again, and evaluates the original and
 both files with the stock config. What is there already in the folder is not done again.

@@ -1,6 +1,6 @@
 """Write the config zoo: for each detector drop-in configs at two rates and a live one, and what describes them.
 
-    python tools/make_zoo.py
+    python tools/maintain/make_zoo.py
 
 A folder of `configs/` gets the configs, a README.md and a metafile.yml; the root gets model-index.yml. What is told of
 the uncompressed detectors (mAP, weights, paper) is read from the metafiles of the installed mmdet.
@@ -23,7 +23,7 @@ from mmengine.config import Config
 from mmriem.engine.command_line import run
 from mmriem.engine.config import read_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STOCK = Path(find_spec('mmdet').origin).parent / '.mim'
 TASKS = {'Object Detection': 'box AP', 'Instance Segmentation': 'mask AP'}
 UNMEASURED = 'not measured here: no COCO on the build machine'
@@ -234,7 +234,7 @@ of mmdet {version}{missing}. AP of the compressed ones: {unmeasured}.
 
 The three commands, here for `{name}`: check the COCO folder, compress, evaluate.
 
-    python tools/check_coco.py data/coco
+    python tools/maintain/check_coco.py data/coco
     python tools/compress.py {source} \\
         {weights} \\
         --bits {bits} --out {riem}

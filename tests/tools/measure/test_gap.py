@@ -15,7 +15,7 @@ def measure_gap(call_here, tools, benchmark_config, classifier_data, monkeypatch
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(Classifier, 'probe', lambda self: ImageProbe(images, description={}))
     fixed = [benchmark_config.name, '--data-root', classifier_data, '--threads', '1', '--networks', 'small']
-    return lambda *arguments: call_here(tools / 'measure_gap.py', *fixed, *arguments)
+    return lambda *arguments: call_here(tools / 'measure' / 'gap.py', *fixed, *arguments)
 
 
 def test_weights_and_their_average(measure_gap, tmp_path, capsys):
@@ -35,7 +35,7 @@ def test_weights_and_their_average(measure_gap, tmp_path, capsys):
     assert float(rows[-1][7]) == pytest.approx(expected, abs=2e-3)
     skipped = re.findall(r'- left out: small, (\S+): more than 300 columns\n', text)
     assert skipped == [view.name for view in views if view.matrix_shape[1] > 300]
-    assert 'measure_gap.py bench.py' in text
+    assert 'measure/gap.py bench.py' in text
     printed = capsys.readouterr()
     assert 'average' in printed.out and f'left out: small, {skipped[0]}' in printed.err
 

@@ -1,8 +1,8 @@
 """Errors of the representations on one matrix, at equal bytes: the tables of docs/experiments.md.
 
-python tools/measure_fit.py                                      # a synthetic 128 x 256 matrix
-python tools/measure_fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint
-python tools/measure_fit.py --published 200000                   # the published recipe, and the fit to its error
+python tools/measure/fit.py                                      # a synthetic 128 x 256 matrix
+python tools/measure/fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint
+python tools/measure/fit.py --published 200000                   # the published recipe, and the fit to its error
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Check the COCO folder that mmdet's configs expect, and say what is missing and where to get it.
 
-    python tools/check_coco.py [data/coco] [--train] [--samples N]
+    python tools/maintain/check_coco.py [data/coco] [--train] [--samples N]
 
 Exit status 0: evaluation (with `--train`: training, too) finds everything. 1: something is missing.
 """

@@ -1,6 +1,6 @@
 """Draw what a detector finds in an image before and after compression, side by side, with mmdet's DetInferencer.
 
-python tools/draw_pair.py CONFIG CHECKPOINT NAME.riem IMAGE --out pair.jpg
+python tools/maintain/draw_pair.py CONFIG CHECKPOINT NAME.riem IMAGE --out pair.jpg
 """
 
 from __future__ import annotations

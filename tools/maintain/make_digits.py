@@ -1,6 +1,6 @@
 """Make the embedded demo set: handwritten digits on cluttered backgrounds, in COCO format.
 
-    python tools/make_digits.py [DIR]
+    python tools/maintain/make_digits.py [DIR]
 
 The default folder is data/demo_digits, where the configs in configs/demo look for it.
 """

@@ -7,7 +7,7 @@ import pytest
 def benchmark_speed(call_here, tools, tiny_config):
     """Run the tool on the tiny detector, with a small image."""
     fixed = ['--metric', 'identity', '--threads', '1', '--shape', '64', '96', '--repeats', '1']
-    return lambda *arguments: call_here(tools / 'benchmark_speed.py', tiny_config, *fixed, *arguments)
+    return lambda *arguments: call_here(tools / 'measure' / 'speed.py', tiny_config, *fixed, *arguments)
 
 
 @pytest.mark.parametrize('representation', ['lattice', 'bilinear'])
@@ -22,7 +22,7 @@ def test_a_row_for_each_network_and_its_stages(benchmark_speed, tiny_config, tmp
     assert '| network | weights |' in tables[0] and ' % |' in tables[1] and 'us/element' in tables[2]
     shares = [int(cell.strip(' %')) for cell in tables[1].splitlines()[-1].split('|')[2:-1]]
     assert 95 <= sum(shares) <= 105
-    assert 'benchmark_speed.py' in tables[3]
+    assert 'measure/speed.py' in tables[3]
 
 
 def test_as_many_checkpoints_as_configs(benchmark_speed):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'measure_matrix_free.py'))
+TOOL = runpy.run_path(str(Path(__file__).parents[3] / 'tools' / 'measure' / 'matrix_free.py'))
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='memory in use is read from /proc')
 

@@ -1,4 +1,4 @@
-"""tools/check_coco.py on small folders in COCO's layout."""
+"""tools/maintain/check_coco.py on small folders in COCO's layout."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def coco(tmp_path):
 
 
 def test_a_whole_folder(call_here, tools, coco, capsys):
-    assert call_here(tools / 'check_coco.py') == 0
+    assert call_here(tools / 'maintain' / 'check_coco.py') == 0
     printed = capsys.readouterr().out
     assert printed.startswith('val2017: complete, 3 images') and '1 annotations' in printed
     assert '3 images, COCO has 5,000; AP is not comparable' in printed and 'missing' not in printed
 
 
 def test_training_needs_more(call_here, tools, coco, capsys):
-    assert call_here(tools / 'check_coco.py', coco, '--train') == 1
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco, '--train') == 1
     printed = capsys.readouterr().out
     assert 'val2017: complete' in printed and 'train2017: incomplete' in printed
     assert 'instances_train2017.json: expected, found nothing' in printed and 'annotations_trainval2017.zip' in printed
@@ -43,7 +43,7 @@ def test_missing_empty_and_odd_images(call_here, tools, coco, capsys):
     (coco / 'val2017' / '000000000000.jpg').unlink()
     (coco / 'val2017' / '000000000001.jpg').write_bytes(b'')
     cv2.imwrite(str(coco / 'val2017' / '000000000002.jpg'), np.zeros((5, 5, 3), np.uint8))
-    assert call_here(tools / 'check_coco.py', coco, '--samples', 0) == 1
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco, '--samples', 0) == 1
     printed = capsys.readouterr().out
     assert 'expected 3 images, 2 are missing or empty (000000000000.jpg, 000000000001.jpg)' in printed
     assert '000000000002.jpg: expected an image of 10x6 pixels, found 5x5' in printed
@@ -51,24 +51,24 @@ def test_missing_empty_and_odd_images(call_here, tools, coco, capsys):
 
 def test_an_unreadable_image(call_here, tools, coco, capsys):
     (coco / 'val2017' / '000000000001.jpg').write_bytes(b'<html>not found</html>')
-    assert call_here(tools / 'check_coco.py', coco) == 1
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 1
     assert '000000000001.jpg: expected an image of 9x6 pixels, found no image' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"images": [{}], "annotations": [], "categories": []}'])
 def test_damaged_annotations(call_here, tools, coco, capsys, text):
     (coco / 'annotations' / 'instances_val2017.json').write_text(text)
-    assert call_here(tools / 'check_coco.py', coco) == 1
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 1
     assert 'expected COCO annotations, found others' in capsys.readouterr().out
 
 
 def test_another_set_of_categories_is_a_note(call_here, tools, coco, capsys):
     path = coco / 'annotations' / 'instances_val2017.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'categories': [dict(id=1, name='cell')]}))
-    assert call_here(tools / 'check_coco.py', coco) == 0
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 0
     assert 'note: ' in (printed := capsys.readouterr().out) and '1 categories' in printed
 
 
 def test_no_folder_and_a_wrong_number(call_here, tools, coco):
-    assert 'absent: expected the COCO folder, found none' in call_here(tools / 'check_coco.py', 'absent')
-    assert call_here(tools / 'check_coco.py', coco, '--samples', '-1') == 2
+    assert 'absent: expected the COCO folder, found none' in call_here(tools / 'maintain' / 'check_coco.py', 'absent')
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco, '--samples', '-1') == 2
