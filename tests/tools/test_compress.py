@@ -318,7 +318,7 @@ def test_integers_with_and_without_a_trellis(compress, tmp_path):
 
 @pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])
 def test_a_tolerance_and_the_default_one(compress, call_here, tools, tmp_path, capsys, monkeypatch, arguments):
-    monkeypatch.setattr('mmriem.core.pipeline.settings.DEFAULT_TUNING', 2)
+    monkeypatch.setattr('mmriem.core.pipeline.compress.DEFAULT_TUNING', 2)
     assert compress('--out', 'o.riem', '--image-count', '4', *arguments) is None
     report = json.loads((tmp_path / 'o.json').read_text())
     assert report['settings'].get('tolerance') == (float(arguments[1]) if arguments else None)
