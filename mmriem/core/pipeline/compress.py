@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import native
 from ..budget.plan import DENSE_BITS, RECORD_BITS, Plan, allocate, target_bits
 from ..budget.scale import CLOSE_ENOUGH, relative_steps, search
 from ..correction.recalibration import OBSERVER, observe, recalibrate, recalibrated_keys
@@ -38,7 +37,7 @@ from ..images.probe import Probe
 from ..metric.metric import Metric, parts
 from ..metric.pullback import each_metric
 from ..representations.base import Representation, get_representation, representation_names
-from ..representations.lattice.problem import Problem
+from ..representations.lattice.problem import Problem, useful_threads
 from ..representations.lattice.representation import Lattice
 from ..weights.views import WeightView, every_weight, find_weights
 from .encoded_weight import Encoded, Piece, unpacked
@@ -512,8 +511,7 @@ class _Job:
             work = lambda _, view=view, step=step: solve(view, step)  # noqa: E731
             cost = math.prod(view.shape) * view.matrix_shape[1]
             tasks.append(Task(view.name, cost, work, self.owners[view.name], f'solve {view.name} {step.hex()}'))
-        # rounded one by one, in small steps that hold the interpreter lock, two threads take longer than one
-        threads = self.executor.threads if self.settings.trellis and native.module is not None else 1
+        threads = useful_threads(self.executor.threads, self.settings.trellis)
         return self._run('solve', tasks, on_progress, self._counter(), replace(self.executor, threads=threads))
 
     def _written(self, pieces: Pieces, on_progress: OnProgress | None = None) -> Pieces:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...coding.exact import powers_of_two
 from ...errors import RiemError
 from ..base import check_weight
-from . import trellis
+from . import native, trellis
 from .representation import Lattice
 from .states import MAX_SYMBOL, OCTAVE, MetricBlocks
 
@@ -120,6 +120,15 @@ class Problem:
         matrix = codes.transpose(1, 2).reshape(groups * per_group, columns_).to(torch.int32).cpu().numpy()
         flat_rows = rows.reshape(-1)
         return Lattice(matrix, step, flat_rows, columns, self.period, is_path=self.with_trellis), distortion
+
+
+def useful_threads(threads: int, with_trellis: bool) -> int:
+    """How many of so many threads make :meth:`Problem.solve` faster.
+
+    Rounded one by one, or searched in Python, in small steps that hold the interpreter lock, two threads take longer
+    than one.
+    """
+    return threads if with_trellis and native.module is not None else 1
 
 
 def _cancel(
