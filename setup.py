@@ -36,6 +36,16 @@ def version() -> str:
     return re.search(r"__version__ = '([^']+)'", source).group(1)
 
 
+def compiled(module: str) -> Extension:
+    return Extension(
+        module,
+        [module.replace('.', '/') + '.c'],
+        depends=['mmriem/core/coding/native.h'],
+        extra_compile_args=[] if os.name == 'nt' else ['-O3', '-ffp-contract=off'],
+        optional=True,
+    )
+
+
 setup(
     name='mmriem',
     version=version(),
@@ -46,14 +56,7 @@ setup(
     python_requires='>=3.9',
     packages=find_packages(include=['mmriem', 'mmriem.*']),
     # optional: without a C compiler the package installs all the same, and decodes in Python
-    ext_modules=[
-        Extension(
-            'mmriem.core._native',
-            ['mmriem/core/_native.c'],
-            extra_compile_args=[] if os.name == 'nt' else ['-O3', '-ffp-contract=off'],
-            optional=True,
-        )
-    ],
+    ext_modules=[compiled('mmriem.core.coding._decoder'), compiled('mmriem.core.representations.lattice._search')],
     cmdclass={'build_py': BuildWithMim},
     install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
     extras_require={

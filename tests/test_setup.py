@@ -1,4 +1,4 @@
-"""setup.py: a wheel brings what OpenMIM and `mmriem::FOLDER/NAME.py` look for, and the compiled part of decoding."""
+"""setup.py: a wheel brings what OpenMIM and `mmriem::FOLDER/NAME.py` look for, and the compiled parts."""
 
 from __future__ import annotations
 
@@ -26,4 +26,5 @@ def test_wheel_holds_configs_tools_and_index(tmp_path):
         for path in (source / folder).rglob('*.*'):
             assert f'mmriem/.mim/{path.relative_to(source)}' in held
     assert {'mmriem/.mim/model-index.yml', 'mmriem/core/representations/lattice/representation.py'} <= held
-    assert any(name.startswith('mmriem/core/_native.') for name in held)
+    for module in ('coding/_decoder.', 'representations/lattice/_search.'):
+        assert any(name.startswith(f'mmriem/core/{module}') for name in held)

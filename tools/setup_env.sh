@@ -25,7 +25,7 @@ run() { # run LOG COMMAND...: quiet unless it fails, then the last lines of the 
     fi
 }
 
-stamp="$VENV/.ready-$(cat requirements.txt setup.py mmriem/core/_native.c tools/setup_env.sh | sha256sum | cut -c1-16)"
+stamp="$VENV/.ready-$(cat requirements.txt setup.py $(find mmriem -name "*.[ch]" | sort) tools/setup_env.sh | sha256sum | cut -c1-16)"
 if [ -e "$stamp" ]; then
     say "$VENV is ready"
     exit 0
@@ -67,8 +67,8 @@ fi
 
 run mmriem $pip install --no-deps --no-build-isolation -e . ||
     fail "mmriem itself could not be installed (log: $VENV/mmriem.log)" "see the log"
-"$VENV/bin/python" -c 'import mmriem.core._native' 2>/dev/null ||
-    fail "mmriem/core/_native.c was not compiled (log: $VENV/mmriem.log)" "the Python headers must be installed (Debian: apt-get install python3-dev)"
+"$VENV/bin/python" -c 'import mmriem.core.coding._decoder, mmriem.core.representations.lattice._search' 2>/dev/null ||
+    fail "the C code of mmriem was not compiled (log: $VENV/mmriem.log)" "the Python headers must be installed (Debian: apt-get install python3-dev)"
 
 "$VENV/bin/python" - <<'PY' || fail "the installed packages do not work together" "remove $VENV and run make setup again"
 import torch

@@ -31,6 +31,10 @@ TAPS = (1, 3)
 """Sizes of the first groups of taps that are coded together, so that the others see what is in their kernel."""
 SINGLE = 8
 """Channels of the first rows whose taps are coded one by one, since little is known yet."""
+MOST_SINGLE = 64
+"""The most taps of a kernel that are coded one by one."""
+TAP_PRIOR = 32
+"""Weight, in symbols, of the assumption that a tap is as large as the others."""
 SHRINKAGES = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 2.0**24)
 """Choices for the weight of the mean, in symbols, against what was decoded."""
 FIXED = SHRINKAGES[-1]
@@ -131,7 +135,8 @@ def code_tokens(coder: Writer | Reader, planes: np.ndarray, choices: list[int], 
             sums = column_sums[:, across]
             for taps in _tap_groups(period, down.start, across.start, by_kernel):
                 mean = (sum(tap_sums) + 1) / (sum(tap_counts) + 2)
-                scales = [(total / mean + 32) / (count + 32) for total, count in zip(tap_sums, tap_counts)]
+                pairs = zip(tap_sums, tap_counts)
+                scales = [(total / mean + TAP_PRIOR) / (count + TAP_PRIOR) for total, count in pairs]
                 seen = [down.stop] * taps.start + [down.start] * (period - taps.start)
                 weight = 0.0
                 for count, scale in zip(seen, scales):  # from 3.12 on, the sum of Python is another one for floats
@@ -184,7 +189,7 @@ def _tap_groups(period: int, top: int, left: int, by_kernel: float) -> Iterator[
     """Cuts ``0 .. period`` into the taps that are coded together in the tile at row ``top`` and channel ``left``."""
     sizes = (*TAPS, period)
     if top == 0 and left < SINGLE:
-        sizes = (1,) * min(period, 64) + (period,)
+        sizes = (1,) * min(period, MOST_SINGLE) + (period,)
     elif top and by_kernel == FIXED:
         sizes = (period,)
     start = 0

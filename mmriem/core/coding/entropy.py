@@ -16,9 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from constriction import stream
 
-from .. import native
 from ..errors import RiemError
-from . import paths
+from . import native, paths
 from .context import (
     _PRIOR,
     _SHRINKAGES,
@@ -146,7 +145,7 @@ def decode_vector(data: bytes, count: int) -> np.ndarray:
     payloads = split_lanes(data)
     if native.module is not None:
         out = np.empty(count, np.int32)
-        _require_ok(*native.module.vector(*payloads, out, _WINDOWS, _PRIOR, _SHRINKAGES))
+        _require_ok(*native.module.vector(payloads, out, _WINDOWS, _PRIOR, _SHRINKAGES))
         return out
     reader = Reader(payloads)
     window = WINDOWS[_code_integer(reader, 0, len(WINDOWS))]

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import native
 from ...coding import entropy, paths, streams
 from ...coding.exact import powers_of_two
 from ...errors import RiemError
 from ...execution.tasks import Progress
 from ..base import FLOAT_BITS, Representation, StepProblem, Work, check_settings, register
 from ..blocks import EVERYTHING, Block, State, spans
+from . import native
 from .states import (
     FINE_OCTAVE,
     MAX_SYMBOL,

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ... import native
 from ...coding.paths import NEXT, STATES
+from . import native
 
 PRICE = 0.3
 """What a bit costs, in squared fine steps: the search weighs bits against the error."""

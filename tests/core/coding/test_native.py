@@ -1,27 +1,17 @@
-"""The compiled part of decoding gives what the Python beside it gives, of whole streams and of damaged ones."""
+"""The compiled decoder gives what the Python beside it gives, of whole streams and of damaged ones."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from mmriem.core import native
-from mmriem.core.coding import paths
+from mmriem.core.coding import context, entropy, native, paths, streams
 from mmriem.core.coding.entropy import decode, decode_vector, encode, encode_vector
 from mmriem.core.coding.streams import LANES
 from mmriem.core.errors import RiemError
-from mmriem.core.file.manifest import Source
-from mmriem.core.file.reading import from_bytes
-from mmriem.core.pipeline.compress import compress
-from mmriem.core.pipeline.settings import Settings
-from mmriem.core.representations.lattice import trellis
-from mmriem.core.representations.lattice.representation import Lattice
-from mmriem.core.representations.lattice.trellis import Columns
 
 INT32 = np.iinfo(np.int32)
-pytestmark = pytest.mark.skipif(native.module is None, reason='mmriem/core/_native.c was not compiled')
+pytestmark = pytest.mark.skipif(native.module is None, reason='mmriem/core/coding/_decoder.c was not compiled')
 
 
 def outcome(work):
@@ -32,20 +22,21 @@ def outcome(work):
     return found.dtype, found.shape, found.tobytes()
 
 
-def both(work):
-    """What it comes to in Python and compiled."""
+def same(work):
+    """What it comes to, which is the same in Python and compiled."""
     compiled = outcome(work)
     module, native.module = native.module, None
     try:
-        return outcome(work), compiled
+        assert outcome(work) == compiled
     finally:
         native.module = module
-
-
-def same(work):
-    plain, compiled = both(work)
-    assert plain == compiled
     return compiled
+
+
+def test_the_format_is_that_of_python():
+    compiled = dict(native.module.FORMAT)
+    assert compiled.pop('NEXT') == paths.NEXT.tobytes()
+    assert compiled == {name: {**vars(context), **vars(streams)}[name] for name in compiled}
 
 
 def symbols_of(rows, columns, scale, spread=0.5, seed=0):
@@ -120,28 +111,6 @@ def test_every_flipped_bit_along_a_trellis(scale):
         same(lambda flipped=bytes(flipped): decode(flipped, symbols.shape, 9, 1, True))
 
 
-@pytest.mark.parametrize(
-    ('rows', 'columns', 'cancels'), [(30, 60, True), (5, 128, True), (40, 50, False), (1, 1, True)]
-)
-@pytest.mark.parametrize('scale', [0.3, 1.5, 6.0, 200.0, 1e7])
-def test_searches(rows, columns, cancels, scale):
-    rng = np.random.default_rng(0)
-    weight = rng.normal(0, scale, (rows, columns)).astype(np.float32)
-    target = weight + rng.normal(0, 0.2, (rows, columns)).astype(np.float32)
-    factor = (np.eye(columns) + np.triu(rng.normal(0, 0.3, (columns, columns)), 1)).astype(np.float32)
-    scales = [np.exp(rng.normal(0, 0.4, columns)).astype(np.float32) for _ in range(2)]
-    table = trellis.prices(weight / scales[0])
-    start = rng.integers(0, 8, rows).astype(np.uint8)
-
-    def work():
-        states = start.copy()
-        columns = Columns(factor if cancels else None, *scales, table)
-        codes, errors = trellis.search(weight, target, columns, states)
-        return np.concatenate([codes.astype(np.float64), errors[:, None], states[:, None]], 1)
-
-    same(work)
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(INT32.min, INT32.max), max_size=90))
 def test_vectors_of_any_integers(values):
@@ -199,57 +168,26 @@ def test_numbers_beyond_32_bits():
     assert any('integers of 32 bits' in error for error in errors if isinstance(error, str))
 
 
-@pytest.mark.parametrize('period', [1, 9])
-def test_weights(period):
-    rng = np.random.default_rng(3)
-    exponents = [rng.integers(-30, 30, size).astype(np.int32) for size in (70, 90)]
-    lattice = Lattice(symbols_of(70, 90, 2.0).astype(np.int8), 0.0173, *exponents, period)
-    same(lambda: lattice.decode().numpy())
-
-
-def test_weights_that_float32_cannot_hold():
-    huge = np.full(4, 2000, np.int32)
-    lattice = Lattice(np.ones((4, 4), np.int8), 1.0, huge, huge, 1)
-    same(lambda: lattice.decode().numpy())
-    assert torch.isinf(lattice.decode()).all()
-
-
-def test_whole_files(monkeypatch):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(8, 24, 3), nn.BatchNorm2d(24), nn.Conv2d(24, 24, 3, groups=2), nn.Conv2d(24, 16, 1))
-
-    def written():
-        source = Source('net.pth', 64 * 'a')
-        return compress(net, Settings.of(bits=4.0, min_numel=64), dataset_meta={}, source=source).archive.to_bytes()
-
-    data = written()
-    decoded = from_bytes(data).decode()
-    monkeypatch.setattr(native, 'module', None)
-    assert written() == data
-    assert all(torch.equal(decoded[key], tensor) for key, tensor in from_bytes(data).decode().items())
-
-
-def test_a_search_of_other_sizes_is_refused():
-    def work(rows=3, columns=4, state=0, table=128, factor=16):
-        matrices = (np.ones((rows, columns), np.float32), np.ones((3, 4), np.float32))
-        factor = np.ones(factor, np.float32)
-        ends = np.full(3, state, np.uint8), np.empty((3, 4), np.float32), np.zeros(3)
-        steps, pivots = np.ones(4, np.float32), np.ones(4, np.float32)
-        native.module.search(*matrices, factor, steps, pivots, np.ones(table, np.float32), *ends)
-
-    work()
-    for wrong in (dict(rows=2), dict(columns=5), dict(state=8), dict(table=127), dict(factor=15)):
-        with pytest.raises(ValueError, match='other sizes'):
-            work(**wrong)
+TABLES = np.zeros((context.CLASSES, context.TOKENS)), np.zeros(len(context.SHRINKAGES))
 
 
 @pytest.mark.parametrize('sizes', [(16, 4, 5, 1), (20, 4, 5, 2), (20, -4, -5, 1), (20, 4, 5, 0)])
 def test_buffers_of_other_sizes_are_refused(sizes):
     count, rows, columns, period = sizes
-    tables = np.zeros(56 * 72), np.zeros(8)
     with pytest.raises(ValueError, match='other sizes'):
-        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, period, False, *tables)
+        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, period, False, *TABLES)
+
+
+def test_tables_of_other_sizes_and_other_numbers_of_streams_are_refused():
+    out = np.empty(20, np.int8)
+    for lanes, prior in (((b'\1',), TABLES[0][1:]), ((b'\1',) * 3, TABLES[0]), ((), TABLES[0])):
+        with pytest.raises(ValueError, match='other sizes'):
+            native.module.matrix(lanes, out, 4, 5, 1, False, prior, TABLES[1])
+    windows = np.array(entropy.WINDOWS[1:], np.int64)
     with pytest.raises(ValueError, match='other sizes'):
-        native.module.matrix((b'\1',), np.empty(20, np.int8), 4, 5, 1, False, tables[0][1:], tables[1])
-    with pytest.raises(ValueError, match='other sizes'):
-        native.module.dequantise(np.empty((4, 5), np.float32), np.ones(4), np.ones(5), np.ones(count - 1, np.int8))
+        native.module.vector((b'\1',), np.empty(3, np.int32), windows, *TABLES)
+
+
+def test_columns_of_a_matrix_without_rows_take_no_memory():
+    out = np.empty(0, np.int8)
+    assert native.module.matrix((b'',), out, 0, 1 << 40, 1, False, *TABLES)[0] == native.module.ENDS_ELSEWHERE
