@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from rich.console import Console
 from rich.table import Table
 
 from mmriem.core.errors import Interrupted, RiemError
@@ -37,6 +36,7 @@ from .checkpoint import load_into, read_checkpoint
 from .config import config_path, load_strictly, read_config
 from .detector import build_detector, dataset_meta
 from .probe import ConfigProbe, build_probe
+from .terminal import plain_console
 
 __all__ = ['METRICS', 'Outputs', 'compress_detector', 'loading_config', 'print_report']
 
@@ -309,15 +309,14 @@ def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
     others = totals['bytes'] - sum(weight['bits'] for weight in report['weights']) / 8
     rest = totals['bytes_fp32'] - 4 * sum(_numel(weight) for weight in report['weights'])
     table.add_row('norms, biases, records', '', '', f'{rest / 1e3:,.1f}', f'{others / 1e3:,.1f}', '', '', '')
-    console = Console(width=None if os.isatty(1) else 120)
+    console = plain_console(120)
     console.print(table)
     console.print(
         f'{totals["bytes"]:,} bytes: {totals["ratio"]:.4f} of fp32 ({totals["bytes_fp32"]:,} bytes), '
         f'{totals["bytes"] / totals["bytes_fp16"]:.4f} of fp16, {totals["bits_per_weight"]:.2f} bits per weight',
-        highlight=False,
     )
-    console.print(f'look at: {outputs.page}', highlight=False, soft_wrap=True)
-    console.print(f'evaluate: {_evaluation(outputs)}', highlight=False, soft_wrap=True)
+    console.print(f'look at: {outputs.page}', soft_wrap=True)
+    console.print(f'evaluate: {_evaluation(outputs)}', soft_wrap=True)
 
 
 def _evaluation(outputs: Outputs) -> str:
