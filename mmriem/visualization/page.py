@@ -55,10 +55,11 @@ def report_page(report: Mapping[str, Any]) -> str:
     if 'evaluate' in report:
         sections.insert(2, f'<p>Evaluate: <code>{escape(report["evaluate"])}</code></p>')
     body = '\n'.join(section for section in sections if section)
-    return (
+    page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report["file"])}</title>'
         f'<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
+    return page.encode('utf-8', 'backslashreplace').decode('utf-8')  # names of files may be no Unicode
 
 
 def _figures(totals: Mapping[str, Any]) -> str:
@@ -111,7 +112,7 @@ def _picture(weights: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -
 
 def _axis(highest: float, base: int) -> str:
     """Ticks at round numbers of bits."""
-    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10) if highest / step <= 6)
+    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if highest / step <= 6 or step == 100)
     lines = []
     for number in range(int(highest / step) + 1):
         y = base - HEIGHT * number * step / highest
