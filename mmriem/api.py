@@ -22,6 +22,7 @@ from .core.pipeline import compress as pipeline
 from .core.pipeline.compress import Compressed
 from .core.pipeline.progress import OnProgress
 from .core.pipeline.settings import Settings
+from .core.weights.soundness import require_sound
 
 __all__ = ['compress', 'load', 'save']
 
@@ -69,6 +70,7 @@ def compress(
     True
     """
     _require_module('compress', model)
+    require_sound(model)
     chosen = Settings.of(**settings)
     if reason := unavailable(device):
         raise RiemError(f"device: {str(device)!r} is not available here ({reason}); give device='cpu'")

@@ -125,11 +125,22 @@ def test_outputs_of_any_structure():
         (dict(input_size=(3, 0, 8)), 'input_size: expected'),
         (dict(input_size=(3, 8, 8), mean='grey'), "mean: expected 3 numbers, one for each channel, found 'grey'"),
         (dict(inputs=torch.zeros(0, 3, 8, 8)), 'probe: expected inputs'),
+        (dict(size='5kB'), "size: expected a number of bytes, found '5kB'"),
+        (dict(bits='2'), "bits: expected a number, found '2'"),
+        (dict(ratio=[0.1]), r'ratio: expected a number, found \[0.1\]'),
+        (dict(bits=True), 'bits: expected a number, found True'),
+        (dict(include='0.*'), r"include: expected a list of patterns, found '0.\*'; give \['0.\*'\]"),
+        (dict(exclude=[3]), r'exclude: expected a list of patterns, found \[3\]'),
+        (dict(seed=0.5), 'seed: expected a whole number, found 0.5'),
+        (dict(tuning='none'), "tuning: expected a whole number, found 'none'"),
+        (dict(trellis='no'), "trellis: expected True or False, found 'no'"),
+        (dict(metric='identity', tuning=3), 'tuning: expected images .* leave tuning out$'),
     ],
 )
 def test_what_will_not_do_is_one_error(settings, message):
-    with pytest.raises(RiemError, match=message):
+    with pytest.raises(RiemError, match=message) as caught:
         mmriem.compress(network(), **settings)
+    assert '\n' not in str(caught.value) and '--' not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +167,18 @@ def test_what_a_call_does_not_take(call, message, tmp_path, monkeypatch):
 
 def test_files_of_other_networks_and_names(tmp_path):
     compressed = mmriem.compress(network(), metric='identity', threads=1)
+    assert repr(compressed) == (
+        f'<Compressed: 3 weights in {compressed.report["totals"]["bytes"]:,} bytes, '
+        f'{1 / compressed.report["totals"]["ratio"]:.1f} times smaller than fp32>'
+    )
+    with pytest.raises(RiemError, match=r'absent\.riem: expected a \.riem file, found: No such file or directory$'):
+        mmriem.load(network(), tmp_path / 'absent.riem')
+    with pytest.raises(RiemError, match=r'net\.riem: expected a folder .* found: No such file or directory$'):
+        mmriem.save(compressed, tmp_path / 'absent' / 'net.riem')
     with pytest.raises(RiemError, match=r'net\.pth: expected a name that ends in \.riem'):
         mmriem.save(compressed, tmp_path / 'net.pth')
     mmriem.save(compressed, tmp_path / 'net.riem')
-    with pytest.raises(RiemError, match='expected no file of that name'):
+    with pytest.raises(RiemError, match='expected no file of that name, found one; force=True replaces it'):
         mmriem.save(compressed, tmp_path / 'net.riem')
     mmriem.save(compressed, tmp_path / 'net.riem', force=True)
     other = LeNet5()

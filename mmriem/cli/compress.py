@@ -221,6 +221,7 @@ def _compress(args: argparse.Namespace) -> None:
                 trust=args.trust_checkpoint,
                 force=args.force,
                 resume=args.resume,
+                allow_broken=args.allow_broken,
                 on_progress=display,
                 on_layer=display.layer,
                 workers=workers,

@@ -81,7 +81,7 @@ def test_every_weight_and_the_remarks(report):
     for each in report['weights']:
         assert f'<td class=text>{each["name"]}</td>' in page
     assert 'averagely sensitive: <code>backbone.table</code>' in page
-    assert 'too small to gain by it: <code>head.small</code>' in page
+    assert 'too small to gain by it, or left out: <code>head.small</code>' in page
     assert '10.0x' in page and '400 bytes' in page
 
 
@@ -145,6 +145,7 @@ def test_names_are_text(report, name):
     report['weights'][3]['representation'] = 'dense'
     report.update(file=name, source=dict.fromkeys(('config', 'checkpoint', name), name), evaluate=name)
     report['settings'] = {name: name, 'include': [name]}
+    report['notes'] = [f'see {name}']
     page = report_page(report)
     Rectangles(page)
     found = Texts(page)
