@@ -8,9 +8,11 @@ which does the work. They are imported when they are called: looking into a file
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 
 from mmriem.version import __version__
 
@@ -32,6 +34,8 @@ GROUPS = {
         'train': 'train a detector, or fine-tune a compressed one, with the flags of mmdet',
     },
 }
+DOCTOR = 'doctor'
+"""A module of its own, since it runs where any package may be missing; its `main(arguments)` gives the exit status."""
 EXAMPLES = (
     ('mmriem compress cfg.py ckpt.pth --out out/', 'out/ckpt.riem, a config that loads it, a report'),
     ('mmriem test out/ckpt.py out/ckpt.riem', 'its mAP'),
@@ -40,6 +44,14 @@ EXAMPLES = (
 )
 THIRD_PARTIES = ('cv2', 'mmcv', 'mmdet', 'mmengine', 'onnx', 'onnxscript', 'pycocotools', 'rich', 'torch')
 """Packages that a command may need and an environment may lack."""
+HARMLESS = (
+    'pkg_resources is deprecated',  # mmengine, mmcv
+    r'`?torch\.cuda\.amp\.',  # mmdet, mmcv
+    r'torch\.meshgrid: in an upcoming release',  # mmdet
+    r'.*instance named of .* has been created',  # mmengine
+    r"Failed to add <class '.*VisBackend'>",  # mmengine
+)
+"""How warnings begin that other packages give of themselves, and that a user can do nothing about."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(overview())
     elif first in ('-V', '--version'):
         print(f'mmriem {__version__}')
+    elif first == DOCTOR and DOCTOR in commands():
+        sys.exit(import_module(f'mmriem.{DOCTOR}').main(arguments[1:]))
     elif first in commands():
         call(first, arguments[1:], prog=f'mmriem {first}')
     else:
@@ -65,6 +79,9 @@ def call(name: str, arguments: Sequence[str] | None = None, prog: str | None = N
         arguments: of its command line; those of this program by default.
         prog: what its help calls it; by default this program's name.
     """
+    if not sys.warnoptions:  # whoever asks for warnings gets them
+        for message in HARMLESS:
+            warnings.filterwarnings('ignore', message)
     try:
         module = import_module(f'mmriem.cli.{name.replace("-", "_")}')
         from mmriem.program import run
@@ -79,13 +96,19 @@ def call(name: str, arguments: Sequence[str] | None = None, prog: str | None = N
 
 def commands() -> dict[str, str]:
     """What each command does, by its name."""
-    return {name: told for group in GROUPS.values() for name, told in group.items()}
+    return {name: told for group in _groups().values() for name, told in group.items()}
+
+
+def _groups() -> dict[str, dict[str, str]]:
+    if find_spec(f'mmriem.{DOCTOR}') is None:
+        return GROUPS
+    return {**GROUPS, 'Environment': {DOCTOR: 'what is installed, and what is missing'}}
 
 
 def overview() -> str:
     """The help of `mmriem` itself."""
     lines = ['usage: mmriem COMMAND ...', '', 'Shrinks trained MMDetection detectors without data.']
-    for title, group in GROUPS.items():
+    for title, group in _groups().items():
         lines += ['', f'{title}:', *(f'  {name:14}{told}' for name, told in group.items())]
     width = max(len(line) for line, _ in EXAMPLES)
     lines += ['', 'Examples:', *(f'  {line:{width}}  # {told}' for line, told in EXAMPLES)]

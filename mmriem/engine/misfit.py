@@ -88,9 +88,7 @@ def _checked(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]
         try:
             load_into(module, state_dict, path)
         except RiemError as error:
-            raise RiemError(
-                f'{error}; for a part of it, or another head, load the .pth that tools/export.py makes'
-            ) from error
+            raise RiemError(f'{error}; for a part of it, or another head, load the .pth that  makes') from error
         yield
     finally:
         _is_checking.reset(token)

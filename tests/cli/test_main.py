@@ -1,16 +1,19 @@
 """The command `mmriem`: its overview, its commands, and what it needs."""
 
+import importlib.machinery
 import re
 import runpy
 import subprocess
 import sys
+import types
+import warnings
 
 import pytest
 
 import mmriem
 from mmriem import cli
 
-MODULES = {name: name.replace('-', '_') for name in cli.commands()}
+COMMANDS = [name for name in cli.commands() if name != cli.DOCTOR]
 
 
 def without(*packages, arguments=()):
@@ -50,7 +53,7 @@ def test_the_version(flag, capsys):
     assert capsys.readouterr().out == f'mmriem {mmriem.__version__}\n'
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize('name', COMMANDS)
 def test_every_command_helps_and_gives_examples(name, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([name, '--help'])
@@ -101,6 +104,37 @@ def test_a_package_that_is_missing_is_named():
         'error: mmriem compress needs the package mmengine, found no'
     )
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('message', 'category'),
+    [
+        ('pkg_resources is deprecated as an API. See https://setuptools', UserWarning),
+        ('`torch.cuda.amp.autocast(args...)` is deprecated. Please use `torch.amp.autocast`', FutureWarning),
+        ('torch.meshgrid: in an upcoming release, it will be required to pass the indexing argument.', UserWarning),
+        ("<class 'mmdet.DetLocalVisualizer'> instance named of visualizer has been created, the method", UserWarning),
+        ('the learning rate is infinite', UserWarning),
+    ],
+)
+def test_warnings_of_other_packages_of_themselves_are_not_shown(message, category, small_file, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'warnoptions', [])
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
+        cli.main(['inspect', str(small_file)])
+        warnings.warn(message, category, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ([message] if 'rate' in message else [])
+
+
+def test_the_doctor_is_a_command_where_it_is_installed_and_needs_no_torch(monkeypatch, capsys):
+    doctor = types.ModuleType('mmriem.doctor')
+    doctor.__spec__ = importlib.machinery.ModuleSpec('mmriem.doctor', None)
+    doctor.main = lambda arguments: len(arguments)
+    monkeypatch.setitem(sys.modules, 'mmriem.doctor', doctor)
+    cli.main(['--help'])
+    assert re.search(r'^Environment:\n  doctor +what is installed', capsys.readouterr().out, re.MULTILINE)
+    with pytest.raises(SystemExit) as end:
+        cli.main(['doctor', '--json', 'x'])
+    assert end.value.code == 2
 
 
 def test_python_m_mmriem():
