@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +65,14 @@ def config_from_flags(args: argparse.Namespace) -> Config:
 
 def build_runner(config: Config) -> Runner:
     """The Runner, or what `runner_type` of the config asks for."""
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.logger.addFilter(_is_of_use)
+    return runner
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than MMEngine's word that it is going to rename something of its own."""
+    return not str(record.msg).startswith(('"FileClient" will be deprecated', '"HardDiskBackend" is the alias'))
 
 
 def _limit_cache_of_dynamo() -> None:
