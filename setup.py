@@ -58,6 +58,7 @@ setup(
     # optional: without a C compiler the package installs all the same, and decodes in Python
     ext_modules=[compiled('mmriem.core.coding._decoder'), compiled('mmriem.core.representations.lattice._search')],
     cmdclass={'build_py': BuildWithMim},
+    entry_points={'console_scripts': ['mmriem = mmriem.cli:main']},
     install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
     extras_require={
         # mmcv must be built with its ops, see tools/setup_env.sh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .core.pipeline import compress as pipeline
 from .core.pipeline.compress import Compressed
 from .core.pipeline.progress import OnProgress
 from .core.pipeline.settings import Settings
+from .core.weights.soundness import require_sound
 
 __all__ = ['compress', 'load', 'save']
 
@@ -60,13 +62,20 @@ def compress(
             :class:`mmriem.core.pipeline.settings.Settings`.
 
     Raises:
-        RiemError: the network does not run on such inputs, there is nothing to compress, or a setting does not fit.
+        RiemError: what is given is no network, it does not run on such inputs, there is nothing to compress, a setting
+            does not fit, or the device is not there.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
     >>> compress(net, bits=6.0, input_size=(3, 8, 8)).report['totals']['bits_per_weight'] <= 6
     True
     """
+    _require_module('compress', model)
+    require_sound(model)
     chosen = Settings.of(**settings)
+    if reason := unavailable(device):
+        raise RiemError(f"device: {str(device)!r} is not available here ({reason}); give device='cpu'")
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise RiemError(f'threads: expected a number of at least 1, or None for all cores, found {threads!r}')
     threads = threads or os.cpu_count() or 1
     probe = _probe(model, input_size, mean, std, inputs, metric, chosen.fit.seed, Executor(threads))
     return pipeline.compress(
@@ -92,7 +101,12 @@ def save(compressed: Compressed, path: str | os.PathLike, *, force: bool = False
     Raises:
         RiemError: the file exists and `force` is not given, or it cannot be written.
     """
-    if not str(path).endswith('.riem'):
+    if not isinstance(compressed, Compressed):
+        raise RiemError(
+            f'save: expected what mmriem.compress gives, found {_kind(compressed)}; compress the network first'
+        )
+    _require_path('save', path)
+    if not os.fspath(path).endswith('.riem'):
         raise RiemError(f'{path}: expected a name that ends in .riem, found another; add it')
     return writing.write(path, compressed.archive, force=force)
 
@@ -107,10 +121,44 @@ def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     Raises:
         RiemError: the file is missing or damaged, or is of another network.
     """
+    _require_module('load', model)
+    _require_path('load', path)
     archive = reading.read(path)
     archive.check_against({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     model.load_state_dict(archive.decode())
     return model
+
+
+def unavailable(device: str | torch.device) -> str:
+    """Why there is no such device here; empty where there is."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        return str(error).strip().partition('\n')[0] or type(error).__name__
+    return ''
+
+
+def _require_module(call: str, model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    remedy = 'give the network'
+    if isinstance(model, Mapping):
+        remedy = 'build the network that these tensors are of, model.load_state_dict(...), and give that'
+    raise RiemError(f'{call}: expected a torch.nn.Module as model, found {_kind(model)}; {remedy}')
+
+
+def _require_path(call: str, path: Any) -> None:
+    if not isinstance(path, (str, os.PathLike)):
+        raise RiemError(
+            f'{call}: expected the path of a .riem file, found {_kind(path)}; give a text or a pathlib.Path'
+        )
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, Mapping):
+        return f'{type(value).__name__} of {len(value)} entries'
+    return repr(value) if isinstance(value, (str, int, float)) or value is None else type(value).__name__
 
 
 def _probe(
@@ -133,6 +181,8 @@ def _probe(
     if len(given) == 2:
         raise RiemError('compress: expected input_size or inputs, found both; give one')
     if inputs is not None:
+        if not isinstance(inputs, Tensor):
+            raise RiemError(f'inputs: expected a tensor (n, ...), found {_kind(inputs)}; give torch.as_tensor(...)')
         probe = ImageProbe(inputs)
     else:
         given = {'input_size': input_size, 'mean': mean, 'std': std}
@@ -160,12 +210,16 @@ def _procedural(
             "compress: expected input_size=(3, 224, 224) or the like, inputs=..., or metric='identity', found none; "
             'say what the network takes'
         )
-    if len(input_size) != 3 or input_size[0] not in (1, 3):
+    try:
+        sizes = tuple(operator.index(size) for size in input_size)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 3 or sizes[0] not in (1, 3) or min(sizes) < 1:
         raise RiemError(
-            f'input_size: expected (channels, height, width) with 1 or 3 channels, found {tuple(input_size)}; '
+            f'input_size: expected (channels, height, width) with 1 or 3 channels, found {input_size!r}; '
             'give inputs instead'
         )
-    channels, height, width = input_size
+    channels, height, width = sizes
     count = count or image_count(width, height)
     images = procedural_images(count, height, width, seed, style).float() / 255
     images = images.mean(1, keepdim=True) if channels == 1 else images
@@ -188,7 +242,10 @@ def _procedural(
 
 def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
     """`(channels, 1, 1)`; for one channel the mean of those of several."""
-    numbers = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    try:
+        numbers = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RiemError(f'{name}: expected {channels} numbers, one for each channel, found {values!r}') from error
     if channels == 1:
         return numbers.mean(0, keepdim=True)
     if len(numbers) != channels:

@@ -111,20 +111,74 @@ def test_outputs_of_any_structure():
         (dict(input_size=(3, 8, 8), metric='identity'), "input_size: expected with metric='pullback'"),
         (dict(metric='fisher'), "expected 'pullback' or 'identity', found 'fisher'"),
         (dict(metric='identity', bit=2), 'expected options among representation, ratio, .*, found bit'),
+        (dict(metric='identity', device='cuda:77'), "'cuda:77' is not available here .*; give device='cpu'"),
+        (dict(metric='identity', device='gpu'), "device: 'gpu' is not available here"),
+        (
+            dict(metric='identity', threads=0),
+            'threads: expected .* or None for all cores, found 0',
+        ),
+        (dict(metric='identity', threads='2'), "threads: expected .* found '2'"),
+        (dict(inputs=[[1.0]]), 'inputs: expected a tensor .* found list'),
+        (dict(input_size='8x8'), "input_size: expected .* found '8x8'"),
+        (dict(input_size=8), 'input_size: expected .* found 8;'),
+        (dict(input_size=(3, 8.5, 8)), 'input_size: expected'),
+        (dict(input_size=(3, 0, 8)), 'input_size: expected'),
+        (dict(input_size=(3, 8, 8), mean='grey'), "mean: expected 3 numbers, one for each channel, found 'grey'"),
         (dict(inputs=torch.zeros(0, 3, 8, 8)), 'probe: expected inputs'),
+        (dict(size='5kB'), "size: expected a number of bytes, found '5kB'"),
+        (dict(bits='2'), "bits: expected a number, found '2'"),
+        (dict(ratio=[0.1]), r'ratio: expected a number, found \[0.1\]'),
+        (dict(bits=True), 'bits: expected a number, found True'),
+        (dict(include='0.*'), r"include: expected a list of patterns, found '0.\*'; give \['0.\*'\]"),
+        (dict(exclude=[3]), r'exclude: expected a list of patterns, found \[3\]'),
+        (dict(seed=0.5), 'seed: expected a whole number, found 0.5'),
+        (dict(tuning='none'), "tuning: expected a whole number, found 'none'"),
+        (dict(trellis='no'), "trellis: expected True or False, found 'no'"),
+        (dict(metric='identity', tuning=3), 'tuning: expected images .* leave tuning out$'),
     ],
 )
 def test_what_will_not_do_is_one_error(settings, message):
-    with pytest.raises(RiemError, match=message):
+    with pytest.raises(RiemError, match=message) as caught:
         mmriem.compress(network(), **settings)
+    assert '\n' not in str(caught.value) and '--' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (
+            lambda: mmriem.compress(network().state_dict(), bits=4),
+            'compress: expected a torch.nn.Module',
+        ),
+        (lambda: mmriem.compress('net.pth', bits=4), "compress: expected a torch.nn.Module as model, found 'net.pth'"),
+        (lambda: mmriem.load(network().state_dict(), 'net.riem'), 'load: expected a torch.nn.Module .* build the'),
+        (lambda: mmriem.load('net.riem', network()), "load: expected a torch.nn.Module as model, found 'net.riem'"),
+        (lambda: mmriem.load(network(), network()), 'load: expected the path of a .riem file, found Sequential'),
+        (lambda: mmriem.save(network(), 'net.riem'), 'save: expected what mmriem.compress gives, found Sequential'),
+        (lambda: mmriem.save({}, 'net.riem'), 'save: expected what mmriem.compress gives, found dict of 0 entries'),
+    ],
+)
+def test_what_a_call_does_not_take(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RiemError, match=message) as caught:
+        call()
+    assert '\n' not in str(caught.value) and '--' not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_files_of_other_networks_and_names(tmp_path):
     compressed = mmriem.compress(network(), metric='identity', threads=1)
+    assert repr(compressed) == (
+        f'<Compressed: 3 weights in {compressed.report["totals"]["bytes"]:,} bytes, '
+        f'{1 / compressed.report["totals"]["ratio"]:.1f} times smaller than fp32>'
+    )
+    with pytest.raises(RiemError, match=r'absent\.riem: expected a \.riem file, found: No such file or directory$'):
+        mmriem.load(network(), tmp_path / 'absent.riem')
+    with pytest.raises(RiemError, match=r'net\.riem: expected a folder .* found: No such file or directory$'):
+        mmriem.save(compressed, tmp_path / 'absent' / 'net.riem')
     with pytest.raises(RiemError, match=r'net\.pth: expected a name that ends in \.riem'):
         mmriem.save(compressed, tmp_path / 'net.pth')
     mmriem.save(compressed, tmp_path / 'net.riem')
-    with pytest.raises(RiemError, match='expected no file of that name'):
+    with pytest.raises(RiemError, match='expected no file of that name, found one; force=True replaces it'):
         mmriem.save(compressed, tmp_path / 'net.riem')
     mmriem.save(compressed, tmp_path / 'net.riem', force=True)
     other = LeNet5()

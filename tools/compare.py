@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from rich.console import Console
 from rich.table import Table
 
 from mmriem.core import representation_names
@@ -31,6 +30,7 @@ from mmriem.engine.compression import METRICS, Outputs, compress_detector
 from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
 from mmriem.engine.evaluation import evaluate
 from mmriem.engine.progress import show_progress
+from mmriem.engine.terminal import plain_console
 from mmriem.visualization import cells, command_and_machine, draw_curves, machine, markdown, write_csv
 
 COLUMNS = {
@@ -168,7 +168,7 @@ def main() -> None:
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = plain_console(160)
     for config, checkpoint in pairs:
         for entry in rows(config, checkpoint, args):
             found.append(entry)

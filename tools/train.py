@@ -2,61 +2,10 @@
 
     python tools/train.py CONFIG [--work-dir DIR] [--amp] [--auto-scale-lr] [--resume [CHECKPOINT]] ...
 
-`load_from` may name a `.riem` file. As in mmdet it fills what fits, unless the config has the StrictLoadHook.
+This is the command `mmriem train`.
 """
 
-from __future__ import annotations
-
-import argparse
-
-from mmengine.config import Config
-
-from mmriem.core.errors import RiemError
-from mmriem.engine.command_line import add_runner_flags, build_runner, config_from_flags, run
-
-
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description='Train a detector')
-    parser.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='go on with a training run: from CHECKPOINT, or from the last one in the work dir',
-    )
-    add_runner_flags(parser)
-    return parser.parse_args()
-
-
-def scale_learning_rate(config: Config, name: str) -> None:
-    """Switch the scaling on that the config has prepared."""
-    setting = config.get('auto_scale_lr') or {}
-    absent = [key for key in ('enable', 'base_batch_size') if key not in setting]
-    if absent:
-        raise RiemError(f'{name}: --auto-scale-lr needs auto_scale_lr.{" and .".join(absent)}, found none; add them')
-    config.auto_scale_lr.enable = True
-
-
-def main() -> None:
-    """Run the training that the command line asks for."""
-    args = parse_args()
-    config = config_from_flags(args)
-    missing = [key for key in ('train_dataloader', 'train_cfg', 'optim_wrapper') if config.get(key) is None]
-    if missing:
-        raise RiemError(f'{args.config}: expected {", ".join(missing)}, found none; name what to train with')
-    if args.amp:
-        config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
-    if args.auto_scale_lr:
-        scale_learning_rate(config, args.config)
-    if args.resume is not None:
-        config.resume = True
-        config.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(config).train()
-
+from mmriem.cli import call
 
 if __name__ == '__main__':
-    run(main)
+    call('train')

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmriem.core.errors import RiemError
+from mmriem.core.errors import RiemError, os_reason
 from mmriem.core.images.procedural import MEAN, STD
 
 __all__ = ['LabelledImages', 'normalised', 'read_images', 'top1']
@@ -33,7 +33,9 @@ def read_images(path: str | os.PathLike) -> LabelledImages:
         with np.load(path) as arrays:
             images, labels = arrays['X'], arrays['Y']
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise RiemError(f'{path}: expected an .npz file with the images X and the labels Y, found {error}') from error
+        raise RiemError(
+            f'{path}: expected an .npz file with the images X and the labels Y, found: {os_reason(error)}'
+        ) from error
     good = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
     if not good or labels.shape != images.shape[:1]:
         raise RiemError(

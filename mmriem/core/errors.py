@@ -14,6 +14,23 @@ class RiemError(RuntimeError):
     """
 
 
+def os_reason(error: Exception) -> str:
+    """Why the system refuses, in its words and without its number: the message names the file already."""
+    return getattr(error, 'strerror', None) or str(error)
+
+
+class Hopeless(RiemError):
+    """A budget so small that the network would be left without its function.
+
+    Attributes:
+        size: bytes of about the smallest file that is not.
+    """
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 class Interrupted(RiemError):
     """The work could not go on, through no fault of what was asked for; what is finished is worth keeping."""
 

@@ -1,12 +1,10 @@
-"""What the command line tools share: flags, the Runner they start, and how they report wrong input."""
+"""What the command line tools share: flags, the Runner they start, and how they report wrong input (`run`)."""
 
 from __future__ import annotations
 
 import argparse
-import gc
+import logging
 import os
-import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,38 +14,12 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmriem.core.errors import RiemError
+from mmriem.program import run
 
 from .config import read_config
 from .scheme import read_pth_safely
 
 __all__ = ['add_runner_flags', 'build_runner', 'config_from_flags', 'run']
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call `main`; what the user can put right ends it with one line on stderr and exit status 1.
-
-    That is a `RiemError`, and a file that is missing or may not be read. All else keeps its traceback.
-    """
-    try:
-        main()
-    except RiemError as error:
-        sys.exit(f'error: {_one_line(error)}')
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        sys.exit(f'error: {_file_and_reason(error)}; check the paths in the config and on the command line')
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        _leave_processes()
-
-
-def _leave_processes() -> None:
-    """End what MMEngine leaves running: a thread of Gloo that lets go of a tensor while Python ends aborts the process.
-
-    After the barrier, which has no tensors of Python, nothing is left to do for these threads, and without a model that
-    refers to them they end.
-    """
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    gc.collect()
 
 
 def add_runner_flags(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +65,14 @@ def config_from_flags(args: argparse.Namespace) -> Config:
 
 def build_runner(config: Config) -> Runner:
     """The Runner, or what `runner_type` of the config asks for."""
-    return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.logger.addFilter(_is_of_use)
+    return runner
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than MMEngine's word that it is going to rename something of its own."""
+    return not str(record.msg).startswith(('"FileClient" will be deprecated', '"HardDiskBackend" is the alias'))
 
 
 def _limit_cache_of_dynamo() -> None:
@@ -113,13 +92,3 @@ def _join_cpu_processes(config: Config) -> None:
         **config.get('model_wrapper_cfg', {}),
         'device_ids': None,
     }
-
-
-def _file_and_reason(error: OSError) -> str:
-    if error.filename is not None:
-        return f'{error.filename}: {error.strerror}'
-    return _one_line(str(error).strip().splitlines()[-1])  # a data loader's worker hands on its whole traceback
-
-
-def _one_line(text: object) -> str:
-    return ' '.join(str(text).split())

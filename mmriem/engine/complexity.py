@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from mmriem.core.live.complexity import complexity
 from .checkpoint import load_into, read_checkpoint
 from .detector import build_detector
 from .probe import input_size
+from .terminal import plain_console
 
 __all__ = ['image_shape', 'measure_complexity', 'print_complexity']
 
@@ -108,24 +108,22 @@ def print_complexity(report: Mapping[str, Any]) -> None:
     other = report['totals']['other_flops']
     table.add_row('activations with each other', '', '', '', '', f'{other / 1e6:,.3f}', '', '', '', '', '')
     table.add_row('total', '', '', *_sizes(report['totals']), *_operations(report['totals']))
-    console = Console(width=None if os.isatty(1) else 220)
+    console = plain_console(220)
     console.print(table)
     console.print(
         'MFLOPs: one is a million multiply-adds, or sigmoids. regenerated: made once at loading (making), then applied '
         f'as dense. matrix-free: made in each run, in blocks. GBOPs: times the bits of both numbers, '
         f'{report["activation_bits"]} of an activation.',
-        highlight=False,
     )
     if report['mmengine_flops'] is None:
-        console.print(f'mmengine.analysis cannot follow this network: {report["mmengine_error"]}', highlight=False)
+        console.print(f'mmengine.analysis cannot follow this network: {report["mmengine_error"]}')
     else:
         console.print(
             f'mmengine.analysis: {report["mmengine_flops"] / 1e6:,.3f} MFLOPs of the dense network, norms, activation '
             'functions and resampling included',
-            highlight=False,
         )
     if report['not_counted']:
-        console.print(f'no product seen of: {", ".join(report["not_counted"])}', highlight=False)
+        console.print(f'no product seen of: {", ".join(report["not_counted"])}')
 
 
 HEADINGS = ('MFLOPs dense', 'making', 'matrix-free', 'GBOPs dense', 'regenerated', 'matrix-free')

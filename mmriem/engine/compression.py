@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,10 +17,9 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from rich.console import Console
 from rich.table import Table
 
-from mmriem.core.errors import Interrupted, RiemError
+from mmriem.core.errors import Hopeless, Interrupted, RiemError
 from mmriem.core.execution.executor import Executor
 from mmriem.core.execution.journal import Journal
 from mmriem.core.execution.workers import Workers
@@ -30,13 +31,17 @@ from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.progress import OnLayer, OnProgress
 from mmriem.core.pipeline.reencode import reencode
 from mmriem.core.pipeline.settings import Settings
+from mmriem.core.weights.soundness import require_sound
 from mmriem.version import __version__
 from mmriem.visualization import report_page
 
 from .checkpoint import load_into, read_checkpoint
 from .config import config_path, load_strictly, read_config
 from .detector import build_detector, dataset_meta
+from .drawing import with_visualizer
+from .expectation import HOPELESS, notes
 from .probe import ConfigProbe, build_probe
+from .terminal import plain_console
 
 __all__ = ['METRICS', 'Outputs', 'compress_detector', 'loading_config', 'print_report']
 
@@ -125,6 +130,7 @@ def compress_detector(
     trust: bool = False,
     force: bool = False,
     resume: bool = False,
+    allow_broken: bool = False,
     on_progress: OnProgress | None = None,
     on_layer: OnLayer | None = None,
     workers: Workers | None = None,
@@ -151,13 +157,14 @@ def compress_detector(
         trust: unpickle the checkpoint without protection.
         force: replace existing outputs, and start over where a journal is.
         resume: go on with the journal, if there is one.
+        allow_broken: write the file also where its predicted error is hopeless.
         on_progress: called with the share that is done and the name of a weight.
         on_layer: called as a weight of this process is done.
         workers: the processes that share the work, each of which calls this.
 
     Raises:
-        RiemError: config and checkpoint do not fit, or cannot be read, or the budget is too small; the journal is of
-            another compression; a process is gone.
+        RiemError: config and checkpoint do not fit, or cannot be read, or the budget is too small for any file or for
+            one that still works; the journal is of another compression; a process is gone.
     """
     workers = workers or Workers()
     if workers.rank == 0:
@@ -173,6 +180,7 @@ def compress_detector(
     read.state_dict.clear()  # as large as the model
     told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
     states = make_dense(model)
+    require_sound(model)
     is_trained = bool(states) and not settings.budget.is_given
     has_images = metric == PULLBACK and not is_trained
     if on_progress and has_images:
@@ -196,10 +204,15 @@ def compress_detector(
                 on_layer=on_layer,
                 workers=workers,
                 journal=journal,
+                most_error=math.inf if allow_broken else HOPELESS,
                 **told,
             )
     except Interrupted:
         raise
+    except Hopeless as error:
+        if workers.rank == 0:
+            journal.remove()
+        raise RiemError(f'{error}: --size {_rounded_up(error.size)}, or --allow-broken to write this one') from error
     except RiemError:
         if workers.rank == 0:
             journal.remove()  # the same settings would end in the same error
@@ -217,7 +230,8 @@ def compress_detector(
         'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
         **compressed.report,
     }
-    _write_text(outputs.config, loading_config(cfg, outputs.riem.name))
+    report['notes'] = notes(report)
+    _write_text(outputs.config, loading_config(with_visualizer(cfg), outputs.riem.name))
     _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
     _write_text(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
     workers.exchange(b'')
@@ -309,19 +323,31 @@ def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
     others = totals['bytes'] - sum(weight['bits'] for weight in report['weights']) / 8
     rest = totals['bytes_fp32'] - 4 * sum(_numel(weight) for weight in report['weights'])
     table.add_row('norms, biases, records', '', '', f'{rest / 1e3:,.1f}', f'{others / 1e3:,.1f}', '', '', '')
-    console = Console(width=None if os.isatty(1) else 120)
+    console = plain_console(120)
     console.print(table)
     console.print(
         f'{totals["bytes"]:,} bytes: {totals["ratio"]:.4f} of fp32 ({totals["bytes_fp32"]:,} bytes), '
         f'{totals["bytes"] / totals["bytes_fp16"]:.4f} of fp16, {totals["bits_per_weight"]:.2f} bits per weight',
-        highlight=False,
     )
-    console.print(f'look at: {outputs.page}', highlight=False, soft_wrap=True)
-    console.print(f'evaluate: {_evaluation(outputs)}', highlight=False, soft_wrap=True)
+    for note in report['notes']:
+        console.print(note, soft_wrap=True)
+    console.print(f'look at: {outputs.page}', soft_wrap=True)
+    console.print(f'evaluate: {_evaluation(outputs)}', soft_wrap=True)
 
 
 def _evaluation(outputs: Outputs) -> str:
-    return f'python tools/test.py {outputs.config} {outputs.riem}'
+    return shlex.join(['python', '-m', 'mmriem', 'test', str(outputs.config), str(outputs.riem)])
+
+
+def _rounded_up(size: int) -> str:
+    """A size for the command line, in three digits and not below.
+
+    >>> _rounded_up(1_234_001), _rounded_up(99_901), _rounded_up(123)
+    ('1240kB', '100kB', '123')
+    """
+    step = 10 ** max(0, len(str(size)) - 3)
+    whole = -(-size // step) * step
+    return f'{whole // 1000}kB' if whole % 1000 == 0 else f'{whole}'
 
 
 def _numel(weight: Mapping[str, Any]) -> int:

@@ -1,16 +1,11 @@
-"""Out of `.riem` files again: stock checkpoints, and ONNX models of single-stage detectors."""
+"""ONNX models of single-stage detectors."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,46 +13,12 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.stock import written_whole
 
-__all__ = ['halved', 'write_checkpoint', 'write_onnx']
+__all__ = ['write_onnx']
 
 ONNX_PACKAGES = ('onnx', 'onnxscript')
 IMAGE = 'image'
-
-
-def halved(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """The same tensors, those in floating point rounded to fp16; counts and indices stay as they are.
-
-    Raises:
-        RiemError: a value is not finite in fp16.
-    """
-    rounded = OrderedDict()
-    for name, tensor in state_dict.items():
-        rounded[name] = tensor.half() if tensor.is_floating_point() else tensor
-        if not torch.isfinite(rounded[name]).all():
-            raise RiemError(
-                f'{name}: expected values below 65504 in size for fp16, found {tensor.abs().max().item():g}; '
-                'hand on the checkpoint in fp32'
-            )
-    return rounded
-
-
-def write_checkpoint(
-    target: str | os.PathLike,
-    state_dict: Mapping[str, Tensor],
-    dataset_meta: Mapping[str, Any],
-    *,
-    force: bool = False,
-) -> int:
-    """Write a `.pth` file as MMEngine does, of the weights alone, whole or not at all; bytes on disk.
-
-    Raises:
-        RiemError: `target` exists and `force` is not given.
-    """
-    plain = OrderedDict((name, tensor.detach()) for name, tensor in state_dict.items())  # without records of states
-    with _written_whole(target, force) as fresh:
-        torch.save({'meta': {'dataset_meta': dict(dataset_meta)}, 'state_dict': plain}, fresh)
-    return Path(target).stat().st_size
 
 
 def write_onnx(
@@ -93,7 +54,7 @@ def write_onnx(
     raw = RawOutputs(model).eval()
     example = torch.zeros(1, 3, *size)
     names = raw.names(example)
-    with _written_whole(target, force) as fresh:
+    with written_whole(target, force) as fresh:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of operators that torch itself is to rename
             program = torch.onnx.export(
@@ -141,17 +102,3 @@ def _metadata(model: nn.Module) -> dict[str, str]:
         told[key] = None if value is None else value.flatten().tolist()
     told['classes'] = list(getattr(model, 'dataset_meta', {}).get('classes', ()))
     return {key: json.dumps(value) for key, value in told.items()}
-
-
-@contextmanager
-def _written_whole(target: str | os.PathLike, force: bool) -> Iterator[Path]:
-    """A file in the same folder to write to, which takes the place of `target` at the end."""
-    target = Path(target)
-    if target.exists() and not force:
-        raise RiemError(f'{target}: exists already; choose another name or pass --force')
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.name}.') as scratch:
-        # the file's own name, because torch.save writes it into the archive
-        fresh = Path(scratch) / target.name
-        yield fresh
-        os.replace(fresh, target)

@@ -11,8 +11,10 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmriem.core.file import reading
+from mmriem.stock import with_tuples
 
 from .checkpoint import device_of, state_dict_of, unpickle
+from .misfit import mark, refuse_misfits
 from .remote import local_path
 
 __all__ = ['load_from_riem', 'read_pth_safely']
@@ -23,7 +25,8 @@ def load_from_riem(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Read a `.riem` file as MMEngine reads a checkpoint: `dict(state_dict, meta=dict(dataset_meta))`.
 
     Every tensor is dense. One that was decoded from states also carries its record as the attribute `riem`,
-    which RieM modules take their states from. Where `map_location` names a device the tensors go there.
+    which RieM modules take their states from. Where `map_location` names a device the tensors go there. MMEngine
+    refuses to load them into a model that they do not fit, see `mmriem.engine.misfit`.
 
     Raises:
         RiemError: the file is missing, damaged, or not a `.riem` file.
@@ -31,8 +34,8 @@ def load_from_riem(filename: str, map_location: Any = None) -> dict[str, Any]:
     archive = reading.read(local_path(filename))
     state_dict = archive.decode()
     device = device_of(map_location)
-    placed = OrderedDict((name, _moved(tensor, device)) for name, tensor in state_dict.items())
-    return dict(state_dict=placed, meta=dict(dataset_meta=_with_tuples(archive.dataset_meta)))
+    placed = OrderedDict((name, mark(_moved(tensor, device), filename)) for name, tensor in state_dict.items())
+    return dict(state_dict=placed, meta=dict(dataset_meta=with_tuples(archive.dataset_meta)))
 
 
 def read_pth_safely(*, trust: bool = False) -> None:
@@ -62,11 +65,4 @@ def _moved(tensor: Tensor, device: Any) -> Tensor:
     return moved
 
 
-def _with_tuples(dataset_meta: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON made lists of what mmdet's visualiser expects as tuples: the classes, and each colour."""
-    meta = dict(dataset_meta)
-    if isinstance(meta.get('classes'), list):
-        meta['classes'] = tuple(meta['classes'])
-    if isinstance(meta.get('palette'), list):
-        meta['palette'] = [tuple(c) if isinstance(c, list) else c for c in meta['palette']]
-    return meta
+refuse_misfits()

@@ -35,7 +35,7 @@ def report_page(report: Mapping[str, Any]) -> str:
 
     Args:
         report: as `core.pipeline.compress` makes it, with `file`, and where they are known `source` (its `config`,
-            `checkpoint` and `sha256`) and `evaluate`, a command line.
+            `checkpoint` and `sha256`), `notes` (sentences on what to expect) and `evaluate`, a command line.
     """
     weights, totals = report['weights'], report['totals']
     parts = list(dict.fromkeys(_part(weight) for weight in weights))
@@ -45,20 +45,22 @@ def report_page(report: Mapping[str, Any]) -> str:
     sections = [
         f'<h1>{escape(report["file"])}</h1>\n<p class="lead">{lead}</p>',
         _figures(totals),
+        ''.join(f'<p>{escape(note[:1].upper() + note[1:])}.</p>\n' for note in report.get('notes', ())),
         '<h2>Where the bytes are</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits '
         'for each, so its area is its bytes. Below, its share of the predicted distortion.</p>\n'
         f'{_legend(colours)}\n{_picture(weights, colours)}\n{_parts(weights, totals, parts)}',
-        _remarks(weights, totals.get('tuning')),
+        _remarks(weights, totals.get('tuning'), 'states' in report['settings']),
         f'<h2>Every weight</h2>\n{_table(weights)}',
         f'<h2>Settings</h2>\n<pre>{escape(_settings(report))}</pre>',
     ]
     if 'evaluate' in report:
-        sections.insert(2, f'<p>Evaluate: <code>{escape(report["evaluate"])}</code></p>')
+        sections.insert(3, f'<p>Evaluate: <code>{escape(report["evaluate"])}</code></p>')
     body = '\n'.join(section for section in sections if section)
-    return (
+    page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report["file"])}</title>'
         f'<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
+    return page.encode('utf-8', 'backslashreplace').decode('utf-8')  # names of files may be no Unicode
 
 
 def _figures(totals: Mapping[str, Any]) -> str:
@@ -111,7 +113,7 @@ def _picture(weights: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -
 
 def _axis(highest: float, base: int) -> str:
     """Ticks at round numbers of bits."""
-    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10) if highest / step <= 6)
+    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if highest / step <= 6 or step == 100)
     lines = []
     for number in range(int(highest / step) + 1):
         y = base - HEIGHT * number * step / highest
@@ -138,7 +140,7 @@ def _parts(weights: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], part
     return f'<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>\n{cells}</table>'
 
 
-def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | None) -> str:
+def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | None, has_states: bool) -> str:
     """What a reader should know: which weights no image reached, which stay dense, how tuning went."""
     unseen = [w['name'] for w in weights if w['metric'] == 'identity' and w['representation'] != 'dense']
     dense = [w['name'] for w in weights if w['representation'] == 'dense']
@@ -146,7 +148,8 @@ def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | N
     if unseen and len(unseen) < len(weights) - len(dense):
         remarks.append(('No image reached these; they are taken as averagely sensitive:', unseen))
     if dense:
-        remarks.append(('These stay as they are, being too small to gain by it:', dense))
+        why = 'having no states' if has_states else 'being too small to gain by it, or left out'
+        remarks.append((f'These stay as they are, {why}:', dense))
     lines = [
         f'<li>{told} {", ".join(f"<code>{escape(name)}</code>" for name in names)}</li>' for told, names in remarks
     ]

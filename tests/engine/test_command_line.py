@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from mmengine.config import Config
 from torch.utils.data import DataLoader
 
 from mmriem.core.errors import RiemError
-from mmriem.engine.command_line import run
+from mmriem.engine.command_line import build_runner, run
 
 
 class Files:
@@ -46,3 +47,17 @@ def test_one_line_and_status_1(main, message):
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+
+
+def test_the_log_of_a_runner_has_no_words_of_renamings(tiny_config, tmp_path, caplog):
+    config = Config.fromfile(tiny_config)
+    config.merge_from_dict(dict(work_dir=str(tmp_path), experiment_name='renamings'))
+    logger = build_runner(config).logger
+    logger.addHandler(caplog.handler)
+    for message in (
+        '"FileClient" will be deprecated in future.',
+        '"HardDiskBackend" is the alias of it',
+        'loss is nan',
+    ):
+        logger.warning(message)
+    assert caplog.messages == ['loss is nan']

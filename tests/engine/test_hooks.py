@@ -35,8 +35,10 @@ def test_other_config_is_an_error(config, source, request, monkeypatch):
         Runner.from_cfg(config).test()
 
 
-def test_without_the_hook_the_runner_only_warns(config, riem_file):
-    config.load_from = str(riem_file)
+def test_without_the_hook_the_runner_only_warns_of_an_ordinary_checkpoint(config, runner_checkpoint, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    read_pth_safely()
+    config.load_from = str(runner_checkpoint)
     del config.default_hooks.strict_load
     config.model.bbox_head.stacked_convs = 2
     assert Runner.from_cfg(config).test()['coco/bbox_mAP'] < 0.1

@@ -5,7 +5,6 @@ import pytest
 import torch
 from mmdet.apis import init_detector as mmdet_init_detector
 from mmengine.config import Config
-from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -53,17 +52,6 @@ def test_stock_init_detector(riem_file, tiny_config):
     decoded = reading.read(riem_file).decode()
     assert all(torch.equal(tensor, decoded[name]) for name, tensor in model.state_dict().items())
     assert model.dataset_meta['classes'] == ('square', 'bar')
-
-
-def test_pretrained_weights_of_a_part(riem_file):
-    class Stem(BaseModule):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.conv1 = nn.Conv2d(3, 8, 7, bias=False)
-
-    stem = Stem(init_cfg=dict(type='Pretrained', checkpoint=str(riem_file), prefix='backbone.'))
-    stem.init_weights()
-    assert torch.equal(stem.conv1.weight, reading.read(riem_file).decode()['backbone.conv1.weight'])
 
 
 def test_the_hook_alone_imports_the_scheme(riem_file):

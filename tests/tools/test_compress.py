@@ -2,7 +2,6 @@ import argparse
 import json
 import os
 import pickle
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmriem.cli.compress import byte_count
 from mmriem.core.execution.journal import Journal
 from mmriem.core.file import reading
 from mmriem.core.images.style_search import DEFAULT
@@ -264,15 +264,15 @@ def test_stock_config_of_the_wheel(call_here, tools, tmp_path):
         ('3.', 3),
     ],
 )
-def test_sizes_in_bytes(tools, text, count):
-    found = runpy.run_path(str(tools / 'compress.py'))['byte_count'](text)
+def test_sizes_in_bytes(text, count):
+    found = byte_count(text)
     assert found == count and isinstance(found, int)
 
 
 @pytest.mark.parametrize('text', ['', 'MB', '-5MB', '5 XB', '5MBps', '0', '0.5b', '1e6', 'nan', '5,5MB'])
-def test_sizes_that_are_none(tools, text):
+def test_sizes_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match='expected a size such as 5MB'):
-        runpy.run_path(str(tools / 'compress.py'))['byte_count'](text)
+        byte_count(text)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
@@ -109,11 +110,30 @@ def _odd_images(folder: Path, images: list[dict[str, Any]]) -> Iterator[str]:
     """A sentence for each image that cannot be read or has another size than the annotations tell."""
     for image in images:
         path = folder / image['file_name']
-        read = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        data = path.read_bytes()
+        read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         expected = f'{image["width"]}x{image["height"]}'
-        size = 'no image' if read is None else f'{read.shape[1]}x{read.shape[0]}'
-        if size != expected:
-            yield f'{path}: expected an image of {expected} pixels, found {size}; unpack its archive again'
+        found = 'no image' if read is None else f'{read.shape[1]}x{read.shape[0]}'
+        if found == expected and is_cut(data):
+            found = f'one that ends after {len(data):,} bytes, before its end'
+        if found != expected:
+            yield f'{path}: expected an image of {expected} pixels, found {found}; unpack its archive again'
+
+
+def is_cut(data: bytes) -> bool:
+    """Whether the file of a JPEG or PNG image ends too early; decoders fill the rest of the image with grey.
+
+    In what follows the header of a JPEG scan no data looks like the marker of the end: a byte 255 is followed by 0.
+    A thumbnail in the segments before it has a marker of its own.
+    """
+    if data.startswith(b'\x89PNG'):
+        return b'IEND\xaeB`\x82' not in data  # its last chunk, which is always the same
+    if not data.startswith(b'\xff\xd8'):
+        return False
+    at = 2
+    while data[at : at + 1] == b'\xff' and data[at + 1 : at + 2] != b'\xda':  # segments up to the first scan
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return b'\xff\xd9' not in data[at:]
 
 
 def main() -> None:

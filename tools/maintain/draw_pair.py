@@ -12,17 +12,19 @@ import cv2
 import numpy as np
 from mmdet.apis import DetInferencer
 from mmdet.utils import register_all_modules
+from mmengine.config import Config
 
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
-from mmriem.engine.config import config_path
+from mmriem.engine.config import read_config
+from mmriem.engine.drawing import with_visualizer
 from mmriem.engine.scheme import read_pth_safely
 
 GAP = 8
 """White pixels between the pictures."""
 
 
-def drawn(config: str, weights: str, image: str, threshold: float) -> tuple[np.ndarray, int]:
+def drawn(config: Config, weights: str, image: str, threshold: float) -> tuple[np.ndarray, int]:
     """The image with boxes, `(height, width, 3)` BGR, and the number of boxes."""
     inferencer = DetInferencer(config, weights, device='cpu', show_progress=False)
     found = inferencer(image, return_vis=True, pred_score_thr=threshold)
@@ -43,9 +45,10 @@ def main() -> None:
         raise RiemError(f'{args.image}: expected an image, found none')
     register_all_modules()
     read_pth_safely()
+    config = with_visualizer(read_config(args.config))
     pictures = []
     for weights in (args.checkpoint, args.riem):
-        picture, boxes = drawn(str(config_path(args.config)), weights, args.image, args.threshold)
+        picture, boxes = drawn(config, weights, args.image, args.threshold)
         print(f'{weights}: {Path(weights).stat().st_size:,} bytes, {boxes} boxes')
         pictures += [picture, np.full((len(picture), GAP, 3), 255, np.uint8)]
     args.out.parent.mkdir(parents=True, exist_ok=True)

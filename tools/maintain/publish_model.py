@@ -12,7 +12,7 @@ import os
 
 from mmriem.engine.checkpoint import read_checkpoint
 from mmriem.engine.command_line import run
-from mmriem.engine.export import halved, write_checkpoint
+from mmriem.stock import halved, write_checkpoint
 
 
 def publish(source: str | os.PathLike, target: str | os.PathLike, *, force: bool = False) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mmriem.benchmark.networks import Network, build_network
@@ -31,6 +30,7 @@ from mmriem.core.pipeline.solve_steps import problem_of
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.command_line import run
 from mmriem.engine.config import STATED_ROOT, read_config
+from mmriem.engine.terminal import plain_console
 from mmriem.visualization import cells, command_and_machine, machine, markdown
 
 COLUMNS = {
@@ -142,7 +142,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_column(key, justify='left' if key in TEXT else 'right', overflow='fold')
     for row in rows:
         table.add_row(*cells(row, columns))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    plain_console(120).print(table)
 
 
 def main() -> None:

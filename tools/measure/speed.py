@@ -26,6 +26,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
 
+from mmriem.benchmark.table import SPEED_COLUMNS
 from mmriem.core import representation_names
 from mmriem.core.errors import RiemError
 from mmriem.core.file import reading
@@ -39,25 +40,6 @@ from mmriem.engine.detector import build_detector
 from mmriem.engine.scheme import load_from_riem
 from mmriem.visualization import command_and_machine, markdown, write_csv
 
-COLUMNS = {
-    'network': '{}',
-    'weights': '{}',
-    'elements': '{:,}',
-    'bytes': '{:,}',
-    'encode s': '{:.1f}',
-    'encode us/element': '{:.2f}',
-    'read s': '{:.3f}',
-    'decode s': '{:.3f}',
-    'load s': '{:.3f}',
-    'torch.load s': '{:.3f}',
-    'load s, cold': '{:.3f}',
-    'torch.load s, cold': '{:.3f}',
-    'load s, new process': '{:.3f}',
-    'torch.load s, new process': '{:.3f}',
-    'dense s/image': '{:.3f}',
-    'live s/image': '{:.3f}',
-    'live, first s': '{:.3f}',
-}
 SIZES = {
     'network': '{}',
     'rows': '{}',
@@ -243,9 +225,9 @@ def shares(stages: Sequence[Row]) -> tuple[list[Row], dict[str, str]]:
 def write(rows: Sequence[Row], stages: Sequence[Row], by_size: Sequence[Row], out: str) -> None:
     """All tables as Markdown, and that of the networks as CSV."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    parts = (markdown(rows, COLUMNS), markdown(*shares(stages)), markdown(by_size, SIZES), command_and_machine())
+    parts = (markdown(rows, SPEED_COLUMNS), markdown(*shares(stages)), markdown(by_size, SIZES), command_and_machine())
     Path(f'{out}.md').write_text('\n'.join(parts), encoding='utf-8')
-    write_csv(rows, COLUMNS, f'{out}.csv')
+    write_csv(rows, SPEED_COLUMNS, f'{out}.csv')
 
 
 def main() -> None:
@@ -266,7 +248,7 @@ def main() -> None:
             rows.append(row)
             stages.append(its_stages)
             by_size += its_sizes
-            print(markdown([row], COLUMNS), flush=True)
+            print(markdown([row], SPEED_COLUMNS), flush=True)
             if args.out:
                 write(rows, stages, by_size, args.out)
 

@@ -111,7 +111,7 @@ def tune(
         if not error.requires_grad:
             raise RiemError(
                 'tuning: expected outputs, or inputs of layers, that depend on norms or biases and whose first '
-                'dimension is the number of images, found none; leave tuning out, --tune 0'
+                'dimension is the number of images, found none; leave tuning out'
             )
         error.backward()
         optimizer.step()

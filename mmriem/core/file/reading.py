@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import torch
 
-from ..errors import RiemError, naming
+from ..errors import RiemError, naming, os_reason
 from ..execution.tasks import costly_first
 from ..representations.base import Representation, get_representation
 from . import vectors
@@ -43,14 +43,14 @@ def read(path: PathLike) -> Archive:
         with open(path, 'rb') as stream:
             return _from_stream(stream, os.fstat(stream.fileno()).st_size, str(path))
     except OSError as error:
-        raise RiemError(f'{path}: expected a readable .riem file, found {error}') from error
+        raise RiemError(f'{path}: expected a readable .riem file, found: {os_reason(error)}') from error
 
 
 def _require_file(path: PathLike) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise RiemError(f'{path}: expected a .riem file, found {error}') from error
+        raise RiemError(f'{path}: expected a .riem file, found: {os_reason(error)}') from error
     if not stat.S_ISREG(mode):
         found = 'a folder' if stat.S_ISDIR(mode) else 'no regular file'
         raise RiemError(f'{path}: expected a .riem file, found {found}')

@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from ..errors import RiemError
+from ..errors import RiemError, os_reason
 from .archive import Archive, PathLike
 from .reading import from_bytes
 
@@ -40,7 +40,7 @@ def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
         _refuse_occupied(path, force)
         os.replace(temporary, path)
     except OSError as error:
-        raise RiemError(f'{path}: expected a folder that can be written, found {error}') from error
+        raise RiemError(f'{path}: expected a folder that can be written, found: {os_reason(error)}') from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()  # gone already where all went well
@@ -51,7 +51,7 @@ def _refuse_occupied(path: Path, force: bool) -> None:
     if path.is_dir():
         raise RiemError(f'{path}: expected the name of a file to write, found a folder')
     if os.path.lexists(path) and not force:
-        raise RiemError(f'{path}: expected no file of that name, found one; pass --force to replace it')
+        raise RiemError(f'{path}: expected no file of that name, found one; force=True replaces it')
 
 
 def _write_through(path: Path, data: bytes) -> None:

@@ -290,7 +290,7 @@ class WeightStates(nn.Module):
         if mode and self.integers == STRAIGHT_THROUGH and not self._can_train_integers:
             raise RiemError(
                 f'weight {self.view.name!r}: expected integers that training can move, found a trellis, off which each '
-                'would take about a bit more; compress with --no-trellis, or leave them frozen'
+                'would take about a bit more; compress with trellis=False (--no-trellis), or leave them frozen'
             )
         self._kept = None
         super().train(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..execution.workers import Workers
 from ..file.archive import Archive
 from ..file.manifest import Source
 from ..images.probe import Probe
+from ..weights.soundness import require_sound
 from .archiving import Frame, archive_within
 from .correct import correct, tell_original
 from .encoded_weight import average_bits
@@ -42,6 +44,13 @@ class Compressed:
     archive: Archive
     report: dict[str, Any]
 
+    def __repr__(self) -> str:
+        totals = self.report['totals']
+        return (
+            f'<Compressed: {totals["weights"]} weights in {totals["bytes"]:,} bytes, '
+            f'{totals["bytes_fp32"] / totals["bytes"]:.1f} times smaller than fp32>'
+        )
+
 
 def compress(
     model: nn.Module,
@@ -56,6 +65,7 @@ def compress(
     on_layer: OnLayer | None = None,
     workers: Workers | None = None,
     journal: Journal | None = None,
+    most_error: float = math.inf,
 ) -> Compressed | None:
     """Compress the weights of ``model``; everything else of its state dict stays dense or is derived.
 
@@ -76,17 +86,20 @@ def compress(
         on_layer: called as a weight of this process is done.
         workers: the processes that share the work, each of which calls this; None is this one alone.
         journal: keeps finished weights; those that it holds are not done again. It must have begun.
+        most_error: predicted relative error of the outputs above which a budget is refused, where it can be predicted.
 
     Returns:
         What is to be written; None in all processes but the first.
 
     Raises:
         RiemError: nothing to compress, a pattern without a match, a budget that is too small, or a process is gone.
+        Hopeless: the budget leads to more than ``most_error``.
     """
     started = time.perf_counter()
+    require_sound(model)
     settings = with_defaults(settings, model, probe)
     executor = Executor(threads, workers or Workers(), journal)
-    job = Job.of(model, settings, probe, device, executor)
+    job = Job.of(model, settings, probe, device, executor, most_error)
     images = {} if probe is None else {'images': probe.describe()}
     recorded = {**settings.recorded(), **images}
     frame = Frame(model, job.views, settings.selection, dict(dataset_meta), source, recorded)
@@ -126,7 +139,7 @@ def with_defaults(settings: Settings, model: nn.Module, probe: Probe | None) -> 
         steps = DEFAULT_TUNING if is_short and trainable(model, settings.selection) else 0
         settings = settings.changed(tuning=steps)
     if settings.corrections.tuning and probe is None:
-        raise RiemError('tuning: expected images that the network runs on, found none; leave tuning out, --tune 0')
+        raise RiemError('tuning: expected images that the network runs on, found none; leave tuning out')
     return settings
 
 

@@ -39,6 +39,7 @@ class Job:
         executor: the threads and processes, and the journal.
         recalibrates: whether norms and biases are recalibrated.
         trained: keys of the norms and biases that are trained after that.
+        most_error: predicted relative error of the outputs above which a budget is refused.
     """
 
     model: nn.Module
@@ -49,29 +50,33 @@ class Job:
     executor: Executor
     recalibrates: bool
     trained: tuple[str, ...]
+    most_error: float = math.inf
 
     @classmethod
-    def of(cls, model: nn.Module, settings: Settings, probe: Probe | None, device: str, executor: Executor) -> Job:
+    def of(
+        cls,
+        model: nn.Module,
+        settings: Settings,
+        probe: Probe | None,
+        device: str,
+        executor: Executor,
+        most_error: float = math.inf,
+    ) -> Job:
         """Find the weights, and see that there is something to do.
 
         Raises:
-            RiemError: no weight, a pattern without a match, values that are not finite, or nothing to train.
+            RiemError: no weight, a pattern without a match, or nothing to train.
         """
         state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
         selection = settings.selection
         views = find_weights(model, selection.include, selection.exclude, selection.min_numel)
         if not views:
             raise RiemError('nothing to compress: expected weights with two or more dimensions, found none that match')
-        for view in views:
-            if not state_dict[view.name].isfinite().all():
-                raise RiemError(
-                    f'weight {view.name!r}: the weight matrix holds NaN or infinite values; repair the checkpoint first'
-                )
         trained = trainable(model, selection) if settings.corrections.tuning else ()
         if settings.corrections.tuning and not trained:
-            raise RiemError('tuning: expected norms or biases to train, found none; leave tuning out, --tune 0')
+            raise RiemError('tuning: expected norms or biases to train, found none; leave tuning out')
         recalibrates = probe is not None and settings.corrections.recalibration
-        return cls(model, state_dict, tuple(views), settings, device, executor, recalibrates, trained)
+        return cls(model, state_dict, tuple(views), settings, device, executor, recalibrates, trained, most_error)
 
     @cached_property
     def elements(self) -> int:

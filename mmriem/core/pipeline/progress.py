@@ -12,6 +12,8 @@ from .encoded_weight import EncodedWeight
 
 OnProgress = Callable[[float, str], None]
 """Called with the share of the work done, 0 to 1, and the name of the weight or the stage that it concerns."""
+TURN = 0.25
+"""Share of what is left of a search that a turn is taken for: five to nine turns are usual, so most of it then."""
 OnLayer = Callable[[int, int, int], None]
 """Called as a weight is done: how many are, of how many, and their bytes. A search does all of them several times."""
 
@@ -46,12 +48,12 @@ class WorkLog:
         return self._between(*self._bounds[name])
 
     def turns(self, name: str) -> Iterator[OnProgress]:
-        """Turns of a search whose number is not known: each takes half of what is left of the stage."""
+        """Turns of a search whose number is not known: each takes the same share of what is left of the stage."""
         first, last = self._bounds[name]
         while True:
-            middle = (first + last) / 2
-            yield self._between(first, middle)
-            first = middle
+            then = first + TURN * (last - first)
+            yield self._between(first, then)
+            first = then
 
     @contextlib.contextmanager
     def within(self, stage: str, name: str) -> Iterator[Callable[[float], None]]:

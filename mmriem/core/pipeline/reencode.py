@@ -10,6 +10,7 @@ from torch import nn
 
 from ..file.manifest import Source
 from ..representations.base import Representation
+from ..weights.soundness import require_sound
 from ..weights.views import every_weight
 from .archiving import Frame, archive_within
 from .compress import Compressed
@@ -29,6 +30,7 @@ def reencode(
         dataset_meta, source: for the file.
     """
     started = time.perf_counter()
+    require_sound(model)
     state_dict = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
     views = tuple(view for view in every_weight(model) if view.name in kept)
     frame = Frame(model, views, Selection(), dict(dataset_meta), source, {'states': 'as trained'})

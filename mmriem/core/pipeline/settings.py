@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..budget.plan import target_bits
-from ..errors import RiemError
+from ..errors import RiemError, brief
 from ..representations.base import Representation, get_representation
 from ..weights.views import DEFAULT_MIN_NUMEL
 
@@ -172,11 +173,13 @@ class Settings:
         """Settings from the options of all parts, by their names.
 
         Raises:
-            RiemError: an option that is not known, or a value that is out of range.
+            RiemError: an option that is not known, or a value that is of another kind or out of range.
         """
         unknown = [name for name in options if name not in _PART_OF]
         if unknown:
             raise RiemError(f'settings: expected options among {", ".join(_RECORDED)}, found {", ".join(unknown)}')
+        for name, value in options.items():
+            _require_kind(name, value)
         return cls(
             **{
                 part: kind(**{name: value for name, value in options.items() if _PART_OF[name] == part})
@@ -200,3 +203,37 @@ class Settings:
         """As files hold them: JSON-able, without what was not given."""
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in self.options().items()}
         return {name: value for name, value in values.items() if value is not None}
+
+
+_NUMBER = 'a number'
+_WHOLE = 'a whole number'
+_PATTERNS = 'a list of patterns'
+_FLAG = 'True or False'
+_TEXT = 'a name'
+_KINDS = {
+    **dict.fromkeys(('ratio', 'bits', 'size', 'tolerance', 'effort'), _NUMBER),
+    **dict.fromkeys(('min_numel', 'state_bits', 'shifts', 'dmu', 'seeds', 'seed', 'tuning'), _WHOLE),
+    **dict.fromkeys(('include', 'exclude'), _PATTERNS),
+    **dict.fromkeys(('trellis', 'recalibration'), _FLAG),
+    'representation': _TEXT,
+}
+_MAY_BE_NONE = ('ratio', 'bits', 'size', 'tolerance', 'tuning')
+
+
+def _require_kind(name: str, value: object) -> None:
+    """Raise a RiemError where an option is not of its kind: numbers are easily given as text."""
+    kind = _KINDS[name]
+    if value is None and name in _MAY_BE_NONE:
+        return
+    is_flag = isinstance(value, bool)
+    is_right = {
+        _NUMBER: isinstance(value, numbers.Real) and not is_flag,
+        _WHOLE: isinstance(value, numbers.Integral) and not is_flag,
+        _PATTERNS: isinstance(value, (list, tuple)) and all(isinstance(pattern, str) for pattern in value),
+        _FLAG: is_flag,
+        _TEXT: isinstance(value, str),
+    }[kind]
+    if not is_right:
+        remedy = f'; give [{value!r}]' if kind == _PATTERNS and isinstance(value, str) else ''
+        unit = ' of bytes' if name == 'size' else ''
+        raise RiemError(f'{name}: expected {kind}{unit}, found {brief(value)}{remedy}')

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..budget.plan import DENSE_BITS, RECORD_BITS
 from ..budget.scale import CLOSE_ENOUGH, relative_steps, search
-from ..errors import RiemError
+from ..errors import Hopeless, RiemError
 from ..execution.tasks import Task
 from ..metric.metric import Metric
 from ..representations.base import StepProblem
@@ -32,6 +32,8 @@ DEFAULT_TUNED_ERROR = 0.08
 """In place of the second one where norms and biases are trained afterwards, which takes part of it back."""
 DEFAULT_SIZE = 1 / 17
 """Share of the fp32 weights, see ``DEFAULT_ERRORS``."""
+HOPE = 0.95
+"""Of the largest error that is accepted: a file of the size that has that much is accepted itself."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,23 @@ class _Search:
     def for_budget(self) -> _Found:
         """By the budget that is given, or the default one."""
         budget = self._job.settings.budget
-        if budget.tolerance is not None:
-            return self._for_error(budget.tolerance)
-        return self._for_bits(self._job.wanted_bits) if budget.is_given else self._for_default()
+        if not budget.is_given:
+            return self._for_default()
+        has_tolerance = budget.tolerance is not None
+        found = self._for_error(budget.tolerance) if has_tolerance else self._for_bits(self._job.wanted_bits)
+        self._require_hope(found)
+        return found
+
+    def _require_hope(self, found: _Found) -> None:
+        """Raise Hopeless where the predicted error is more than the job accepts."""
+        error, most = self.predicted_error(found.weights), self._job.most_error
+        if error > most:
+            size = self._file_bits(self._for_error(HOPE * most).weights) // 8
+            raise Hopeless(
+                f'budget: expected a predicted error of the outputs of at most {most:g}, found {error:.2g}; '
+                f'the smallest file that keeps to it has about {size:,} bytes',
+                size,
+            )
 
     def _for_default(self) -> _Found:
         found = self._for_error(DEFAULT_ERRORS[0])

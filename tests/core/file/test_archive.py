@@ -571,7 +571,7 @@ def test_a_tool_that_knows_only_safetensors_opens_the_file(tmp_path, archive):
 def test_an_existing_file_is_replaced_only_by_force(tmp_path, archive, data):
     path = tmp_path / 'model.riem'
     path.write_bytes(b'old')
-    refused(lambda: write(path, archive), str(path), '--force')
+    refused(lambda: write(path, archive), str(path), 'force=True')
     assert path.read_bytes() == b'old'
     write(path, archive, force=True)
     assert path.read_bytes() == data
@@ -584,7 +584,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, archive):
     refused(lambda: write(tmp_path / 'missing' / 'model.riem', archive), 'model.riem', 'No such file')
     refused(lambda: write(tmp_path / 'file' / 'model.riem', archive), 'model.riem', 'Not a directory')
     (tmp_path / 'link.riem').symlink_to(tmp_path / 'nowhere')
-    refused(lambda: write(tmp_path / 'link.riem', archive), 'link.riem', '--force')
+    refused(lambda: write(tmp_path / 'link.riem', archive), 'link.riem', 'force=True')
     assert sorted(os.listdir(tmp_path)) == ['file', 'link.riem']
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import cv2
 import numpy as np
@@ -53,6 +54,36 @@ def test_an_unreadable_image(call_here, tools, coco, capsys):
     (coco / 'val2017' / '000000000001.jpg').write_bytes(b'<html>not found</html>')
     assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 1
     assert '000000000001.jpg: expected an image of 9x6 pixels, found no image' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', ['.jpg', '.png'])
+@pytest.mark.parametrize('share', [0.999, 0.9, 0.5])
+def test_an_image_that_is_cut(call_here, tools, coco, capsys, kind, share):
+    """Decoders fill in what is missing, so that its size is right."""
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    data = cv2.imencode(kind, noise)[1].tobytes()
+    path = coco / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['images'] = [dict(id=0, file_name=f'noise{kind}', width=300, height=200)]
+    path.write_text(json.dumps(content))
+    image = coco / 'val2017' / f'noise{kind}'
+    image.write_bytes(data)
+    assert call_here(tools / 'check_coco.py', coco) == 0
+    image.write_bytes(data + b'appended by a camera')
+    assert call_here(tools / 'check_coco.py', coco) == 0
+    image.write_bytes(data[: int(share * len(data))])
+    assert call_here(tools / 'check_coco.py', coco) == 1
+    found = capsys.readouterr().out.splitlines()
+    assert any(f'noise{kind}: expected an image of 300x200 pixels, found ' in line for line in found)
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image(tools):
+    is_cut = runpy.run_path(str(tools / 'check_coco.py'))['is_cut']
+    data = cv2.imencode('.jpg', np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    thumbnail = b'\xff\xe1' + (2 + len(data)).to_bytes(2, 'big') + data
+    whole = data[:2] + thumbnail + data[2:]
+    assert not is_cut(data) and not is_cut(whole)
+    assert is_cut(data[:-1]) and is_cut(whole[:-1]) and is_cut(data[:2]) and is_cut(data[:30])
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"images": [{}], "annotations": [], "categories": []}'])

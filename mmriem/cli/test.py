@@ -1,0 +1,117 @@
+"""`mmriem test`: evaluate a detector or classifier from a `.riem` or `.pth` file, as mmdet's tools/test.py does.
+
+A checkpoint that does not fit the config is an error, and a `.pth` file is read without running code from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+from mmriem.core.errors import RiemError
+from mmriem.engine.command_line import add_runner_flags, build_runner, config_from_flags
+from mmriem.engine.config import load_strictly
+
+TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+TTA_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+
+
+def pickle_file(name: str) -> str:
+    """The type of `--out`."""
+    if not name.endswith(('.pkl', '.pickle')):
+        raise argparse.ArgumentTypeError(f'expected a .pkl or .pickle file, found {name}')
+    return name
+
+
+EPILOG = """\
+examples:
+  mmriem test out/ckpt.py out/ckpt.riem                # the compressed one, by the config written beside it
+  mmriem test cfg.py ckpt.pth                          # the original
+  mmriem test out/ckpt.py out/ckpt.riem --out predictions.pkl --show-dir pictures
+"""
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    found = argparse.ArgumentParser(
+        prog,
+        description='Evaluate a detector or classifier from a .riem or .pth file, with the flags of mmdet.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument('config', help='a config file, or mmdet::FOLDER/NAME.py')
+    found.add_argument('checkpoint', help='a .riem or .pth file')
+    found.add_argument('--out', type=pickle_file, help='write the predictions to this .pkl file')
+    found.add_argument('--show', action='store_true', help='show the predictions in a window')
+    found.add_argument('--show-dir', help='draw the predictions into WORK_DIR/TIMESTAMP/SHOW_DIR')
+    found.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows an image')
+    found.add_argument('--tta', action='store_true', help='test-time augmentation')
+    add_runner_flags(found)
+    return found
+
+
+def show_predictions(config: Config, args: argparse.Namespace) -> None:
+    """Make the Runner draw what it predicts."""
+    if 'visualization' not in config.get('default_hooks', {}):
+        raise RiemError(
+            f'{args.config}: --show and --show-dir need default_hooks.visualization, found none; '
+            "add visualization=dict(type='DetVisualizationHook')"
+        )
+    from mmdet.engine.hooks.utils import trigger_visualization_hook
+
+    trigger_visualization_hook(config, args)
+
+
+def augment(config: Config) -> None:
+    """Wrap the model for test-time augmentation: `tta_model` and `tta_pipeline`, by default with a flip.
+
+    The flip comes before a padding, because mmdet mirrors boxes back within the image as it was.
+
+    Raises:
+        RiemError: the detector has masks, which mmdet cannot merge.
+    """
+    if 'mask_head' in config.model.get('roi_head', config.model):
+        raise RiemError('--tta: expected a detector of boxes, found one with a mask head; evaluate it without --tta')
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in config:
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        packed = dict(type='PackDetInputs', meta_keys=TTA_META)
+        steps = deepcopy(dataset.pipeline)[:-1]
+        first = next((n for n, step in enumerate(steps) if step['type'].endswith('Pad')), len(steps))
+        last = dict(type='TestTimeAug', transforms=[flips, *([step] for step in steps[first:]), [packed]])
+        config.tta_pipeline = [*steps[:first], last]
+    dataset.pipeline = config.tta_pipeline
+    config.model = ConfigDict(**config.get('tta_model', TTA_MODEL), module=config.model)
+
+
+def dump_to(path: str, config: Config) -> DumpResults:
+    """What writes the predictions to a file: mmdet's own kind for detectors, as it encodes their masks."""
+    if config.get('default_scope') == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        return DumpDetResults(out_file_path=path)
+    return DumpResults(out_file_path=path)
+
+
+def command(args: argparse.Namespace) -> None:
+    """Run the evaluation that the command line asks for."""
+    config = config_from_flags(args)
+    missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator') if config.get(key) is None]
+    if missing:
+        raise RiemError(f'{args.config}: expected {", ".join(missing)}, found none; name the data to evaluate on')
+    config.load_from = args.checkpoint
+    config.resume = False
+    load_strictly(config)
+    if args.show or args.show_dir:
+        show_predictions(config, args)
+    if args.tta:
+        augment(config)
+    runner = build_runner(config)
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(dump_to(args.out, config))
+    runner.test()

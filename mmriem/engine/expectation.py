@@ -1,0 +1,69 @@
+"""What a predicted error of the outputs means for the user, in words, and what of a file he should know besides.
+
+The prediction is first order: it adds up what the rounding of each weight alone does to the outputs, so it is close
+where it is small and pessimistic where it is large. The levels are those at which measured detectors and classifiers
+have lost about that much, see docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmriem.core.weights.views import DEFAULT_MIN_NUMEL
+
+__all__ = ['HOPELESS', 'expected_loss', 'notes']
+
+LEVELS = (
+    (0.1, 'no loss to be seen'),
+    (0.4, 'a loss of about a point'),
+    (0.7, 'a loss of a few points'),
+    (1.0, 'a loss of many points'),
+)
+"""Up to that predicted error, expect that."""
+HOPELESS = 2.0
+"""Predicted error above which next to nothing of what a network can do is left."""
+
+
+def expected_loss(error: float | None) -> str:
+    """A sentence on the accuracy of a file, by the predicted relative error of the outputs.
+
+    >>> expected_loss(0.05)
+    'expect no loss to be seen (predicted error of the outputs 0.05)'
+    """
+    if error is None:
+        return 'what is lost is not predicted, since no images were run: evaluate the file'
+    words = next((told for most, told in LEVELS if error <= most), 'that little is left of its accuracy')
+    if error > HOPELESS:
+        words = 'that it finds next to nothing'
+    advice = '' if error <= LEVELS[1][0] else ': evaluate the file'
+    return f'expect {words} (predicted error of the outputs {error:.2g}){advice}'
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """Sentences on what to expect of a file.
+
+    Args:
+        report: of a compression.
+    """
+    if report['settings'].get('states') == 'as trained':
+        return _without_states(report)
+    return [expected_loss(report['totals']['predicted_error'])]
+
+
+def _without_states(report: Mapping[str, Any]) -> list[str]:
+    """What the weights cost that a RieM model has as ordinary tensors."""
+    rest = [
+        weight
+        for weight in report['weights']
+        if weight['representation'] == 'dense' and math.prod(weight['shape']) >= DEFAULT_MIN_NUMEL
+    ]
+    told = ['the states are written as they are trained, so what they can do stays']
+    if rest:
+        size = sum(weight['bits'] for weight in rest) / 8
+        told.append(
+            f'{len(rest)} weights that have no states stay dense and take {size:,.0f} of the '
+            f'{report["totals"]["bytes"]:,} bytes: --bits, --ratio or --size compresses every weight anew'
+        )
+    return told
