@@ -68,17 +68,17 @@ def test_an_image_that_is_cut(call_here, tools, coco, capsys, kind, share):
     path.write_text(json.dumps(content))
     image = coco / 'val2017' / f'noise{kind}'
     image.write_bytes(data)
-    assert call_here(tools / 'check_coco.py', coco) == 0
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 0
     image.write_bytes(data + b'appended by a camera')
-    assert call_here(tools / 'check_coco.py', coco) == 0
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 0
     image.write_bytes(data[: int(share * len(data))])
-    assert call_here(tools / 'check_coco.py', coco) == 1
+    assert call_here(tools / 'maintain' / 'check_coco.py', coco) == 1
     found = capsys.readouterr().out.splitlines()
     assert any(f'noise{kind}: expected an image of 300x200 pixels, found ' in line for line in found)
 
 
 def test_the_end_of_a_thumbnail_is_not_that_of_the_image(tools):
-    is_cut = runpy.run_path(str(tools / 'check_coco.py'))['is_cut']
+    is_cut = runpy.run_path(str(tools / 'maintain' / 'check_coco.py'))['is_cut']
     data = cv2.imencode('.jpg', np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     thumbnail = b'\xff\xe1' + (2 + len(data)).to_bytes(2, 'big') + data
     whole = data[:2] + thumbnail + data[2:]

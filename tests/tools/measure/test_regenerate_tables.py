@@ -8,7 +8,7 @@ import pytest
 from mmriem.benchmark.overview import NAMES, overview
 from mmriem.benchmark.table import read_rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = ('README.md', 'docs/benchmarks.md', 'docs/benchmarks/table.md', 'docs/benchmarks/speed.md')
 
 

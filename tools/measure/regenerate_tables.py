@@ -1,6 +1,6 @@
 """Write the tables of README and docs anew from the committed .csv files; --check only compares.
 
-    python tools/regenerate_tables.py [--check]
+    python tools/measure/regenerate_tables.py [--check]
 
 A page has a generated part between the lines `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
