@@ -257,8 +257,9 @@ def _require_run(model: nn.Module, probe: Probe) -> None:
     """Run the network once, so that one which cannot is an error of one sentence."""
     name, modes = type(model).__name__, [(module, module.training) for module in model.modules()]
     try:
+        model.eval()  # which need not give the module back
         with torch.no_grad():
-            outputs = probe.run(model.eval(), 0, 1)
+            outputs = probe.run(model, 0, 1)
     except Exception as error:  # whatever a network makes of inputs that it cannot take
         reason = ' '.join(str(error).split()) or 'no reason given'
         raise RiemError(

@@ -155,6 +155,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         action='store_true',
         help='read the .pth file without protection: code in it is run',
     )
+    group.add_argument(
+        '--prefix',
+        default='',
+        help='take the weights whose names begin with it, e.g. teacher. of a semi-supervised training',
+    )
 
 
 def check_device(name: str) -> str:
@@ -219,6 +224,7 @@ def _compress(args: argparse.Namespace) -> None:
                 device=device,
                 threads=max(1, args.threads or os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))),
                 trust=args.trust_checkpoint,
+                prefix=args.prefix,
                 force=args.force,
                 resume=args.resume,
                 allow_broken=args.allow_broken,

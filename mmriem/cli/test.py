@@ -6,7 +6,6 @@ A checkpoint that does not fit the config is an error, and a `.pth` file is read
 from __future__ import annotations
 
 import argparse
-from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
@@ -14,6 +13,7 @@ from mmengine.evaluator import DumpResults
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import add_runner_flags, build_runner, config_from_flags
 from mmriem.engine.config import load_strictly
+from mmriem.engine.pipeline import pipeline_steps, type_name
 
 TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 TTA_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
@@ -73,20 +73,49 @@ def augment(config: Config) -> None:
     Raises:
         RiemError: the detector has masks, which mmdet cannot merge.
     """
-    if 'mask_head' in config.model.get('roi_head', config.model):
-        raise RiemError('--tta: expected a detector of boxes, found one with a mask head; evaluate it without --tta')
-    dataset = config.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    if _predicts_masks(config):
+        raise RiemError('--tta: expected a detector of boxes, found one of masks; evaluate it without --tta')
     if 'tta_pipeline' not in config:
-        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
-        packed = dict(type='PackDetInputs', meta_keys=TTA_META)
-        steps = deepcopy(dataset.pipeline)[:-1]
-        first = next((n for n, step in enumerate(steps) if step['type'].endswith('Pad')), len(steps))
-        last = dict(type='TestTimeAug', transforms=[flips, *([step] for step in steps[first:]), [packed]])
-        config.tta_pipeline = [*steps[:first], last]
-    dataset.pipeline = config.tta_pipeline
+        config.tta_pipeline = _flipped(pipeline_steps(config))
+    _use_pipeline(config.test_dataloader.dataset, config.tta_pipeline)
     config.model = ConfigDict(**config.get('tta_model', TTA_MODEL), module=config.model)
+
+
+def _flipped(steps: list[dict]) -> list[dict]:
+    """The steps, their images once as they are and once mirrored."""
+    if any(type_name(step) == 'TransformBroadcaster' for step in steps):
+        raise RiemError('--tta: expected a detector of images, found one of videos; evaluate it without --tta')
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+    packed = dict(type='PackDetInputs', meta_keys=TTA_META)
+    steps = steps[:-1]
+    first = next((n for n, step in enumerate(steps) if type_name(step).endswith('Pad')), len(steps))
+    last = dict(type='TestTimeAug', transforms=[flips, *([step] for step in steps[first:]), [packed]])
+    return [*steps[:first], last]
+
+
+def _use_pipeline(dataset: ConfigDict, steps: list[dict]) -> None:
+    """Give a data set these steps, or every one that it wraps; wrappers keep none of their own."""
+    inner = [*([dataset.dataset] if 'dataset' in dataset else []), *dataset.get('datasets', [])]
+    for wrapped in inner:
+        _use_pipeline(wrapped, steps)
+    if inner:
+        dataset.pop('pipeline', None)
+    else:
+        dataset.pipeline = steps
+
+
+def _predicts_masks(config: Config) -> bool:
+    """By the model, which has a head for masks, or by what is evaluated: mmdet merges boxes alone."""
+    model, evaluators = config.model, config.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    kinds = [type_name(each) for each in evaluators]
+    metrics = [each.get('metric') or () for each in evaluators]
+    names = [name for its in metrics for name in ([its] if isinstance(its, str) else its)]
+    return (
+        'mask_head' in {**model, **(model.get('roi_head') or {})}
+        or any('segm' in name for name in names)
+        or any('Panoptic' in kind or 'SemSeg' in kind for kind in kinds)
+    )
 
 
 def dump_to(path: str, config: Config) -> DumpResults:

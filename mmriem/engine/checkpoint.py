@@ -6,8 +6,10 @@ import hashlib
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,20 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.core.weights.values import unreadable
 
 from .pickled import load_plain
 from .remote import local_path
 
-__all__ = ['Checkpoint', 'device_of', 'load_into', 'read_checkpoint', 'state_dict_of', 'unpickle']
+__all__ = ['Checkpoint', 'device_of', 'load_into', 'read_checkpoint', 'state_dict_of', 'unpickle', 'without_prefix']
 
 # Buffers that a constructor fills and training never changes in a way that the output depends on.
 DERIVABLE = ('num_batches_tracked', 'relative_position_index')
 SHOWN_KEYS = 3
+AVERAGES = ('ema_',)
+"""What the names of averaged weights begin with that mmdet 2 wrote beside the others."""
+MOST_FIT = 0.9
+"""Share of a model's names that are there behind a prefix that is meant."""
 
 
 @dataclass(frozen=True)
@@ -85,35 +92,98 @@ def unpickle(path: Path, *, trust: bool = False, map_location: Any = 'cpu') -> A
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise RiemError(
-            f'{path}: expected a checkpoint written by torch.save, found a damaged or truncated file '
-            f'({_first_line(error)}); fetch it again'
-        ) from error
+        raise RiemError(_of_another_kind(path, error)) from error
+
+
+def _protocol(path: Path) -> int:
+    """Of the pickle in a file of torch.save; 0 where there is none."""
+    with suppress(zipfile.BadZipFile, OSError, StopIteration):
+        archive = zipfile.ZipFile(path)
+        name = next(name for name in archive.namelist() if name.endswith('data.pkl'))
+        with archive.open(name) as pickled:
+            head = pickled.read(2)
+        return head[1] if head[:1] == b'\x80' else 0
+    with path.open('rb') as file:
+        head = file.read(2)
+    return head[1] if head[:1] == b'\x80' else 0
+
+
+def _of_another_kind(path: Path, error: Exception) -> str:
+    """What a file is that torch.save has not written, as far as it tells; else it is damaged."""
+    start = f'{path}: expected a checkpoint written by torch.save, found'
+    if 'array of dtype' in str(error) or 'object array' in str(error):
+        return f'{start} {_first_line(error)}, which is pickled; {_TRUST}'
+    with suppress(zipfile.BadZipFile, OSError):
+        names = zipfile.ZipFile(path).namelist()
+        if any(name.endswith('constants.pkl') for name in names):
+            return f'{start} a TorchScript archive; save torch.jit.load(path).state_dict() with torch.save'
+        if any(name.endswith(('archive_format', 'archive_version')) for name in names):
+            return f'{start} an archive of torch.export; save torch.export.load(path).state_dict with torch.save'
+        inner = next((name for name in names if name.endswith(('.pth', '.pt', '.ckpt'))), None)
+        if inner is not None:
+            return f'{start} a zip archive around {inner}; unpack it and give that'
+        if not any(name.endswith('data.pkl') for name in names):
+            return f'{start} a zip archive of {", ".join(names[:3]) or "nothing"}; give the checkpoint in it'
+    if 'magic number' in str(error):
+        return (
+            f'{start} a plain pickle, as detectron2 has them; load it with pickle, make tensors of its arrays, and '
+            'write them with torch.save'
+        )
+    return f'{start} a damaged or truncated file ({_first_line(error)}); fetch it again'
 
 
 def state_dict_of(tree: Any, path: str | os.PathLike) -> OrderedDict[str, Tensor]:
     """The model's tensors in what a checkpoint file held: under `state_dict`, under `model`, or at the top.
 
-    The `module.` prefix of a wrapped model is taken off.
+    The `module.` prefix of a wrapped model is taken off. A whole model, which only an unprotected reader gives, is what
+    its state_dict holds.
 
     Raises:
-        RiemError: there is no mapping of names to tensors in these places.
+        RiemError: there is no mapping of names to dense tensors in these places; what is none is named.
     """
     found = tree
     for key in ('state_dict', 'model'):
-        if isinstance(tree, Mapping) and isinstance(tree.get(key), Mapping):
+        if isinstance(tree, Mapping) and isinstance(tree.get(key), (Mapping, nn.Module)):
             found = tree[key]
             break
-    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+    if isinstance(found, nn.Module):
+        found = found.state_dict()
+    if not isinstance(found, Mapping) or not any(isinstance(t, Tensor) for t in found.values()):
         keys = ', '.join(sorted(map(str, tree))[:8]) if isinstance(tree, Mapping) else type(tree).__name__
         raise RiemError(
             f'{path}: expected tensors by name, at the top or under "state_dict" or "model", found {keys}; '
             'give a checkpoint of the whole detector'
         )
+    for name, tensor in found.items():
+        if wrong := _what_is_wrong(name, tensor):
+            raise RiemError(f'{path}: expected dense tensors by name, found {wrong}')
     wrapped = all(name.startswith('module.') for name in found)
     tensors = OrderedDict((name[7:] if wrapped else name, tensor) for name, tensor in found.items())
     tensors._metadata = getattr(found, '_metadata', OrderedDict())  # versions, which mmdet's heads look at
     return tensors
+
+
+def _what_is_wrong(name: Any, tensor: Any) -> str | None:
+    """With an entry of a state_dict; None with one that is as it should be."""
+    if not isinstance(name, str):
+        return f'the name {name!r}, which is a {type(name).__name__}; save the file again with texts'
+    if not isinstance(tensor, Tensor):
+        return f'a {type(tensor).__name__} as {name!r}; save the file again without it'
+    wrong = unreadable(tensor)
+    return f'as {name!r} {wrong}' if wrong else None
+
+
+def without_prefix(state_dict: Mapping[str, Tensor], prefix: str, path: str | os.PathLike) -> OrderedDict[str, Tensor]:
+    """The entries whose names begin with a prefix, without it: of a model that is a part of the checkpoint's.
+
+    Raises:
+        RiemError: no name begins with it.
+    """
+    found = OrderedDict((name[len(prefix) :], x) for name, x in state_dict.items() if name.startswith(prefix))
+    if not found:
+        raise RiemError(f'{path}: expected names that begin with {prefix!r}, found {_listed("", list(state_dict))}')
+    found._metadata = getattr(state_dict, '_metadata', OrderedDict())
+    return found
 
 
 def device_of(map_location: Any) -> torch.device:
@@ -161,8 +231,21 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os
         raise RiemError(
             f'{path}: does not fit the model of the config: '
             + '; '.join(_listed(title, keys) for title, keys in found.items() if keys)
-            + '; give the config that this file was made with'
+            + f'; {_remedy(model, state_dict)}'
         )
+
+
+def _remedy(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
+    """What to do about names that do not fit: they may be those of the model with something before them."""
+    own = {name for name in model.state_dict() if not name.endswith(DERIVABLE)}
+    ends = [name[: -len(its)] for name in state_dict for its in (min(own, default=''),) if its and name.endswith(its)]
+    for prefix in sorted(filter(None, ends), key=len):
+        if sum(prefix + name in state_dict for name in own) > MOST_FIT * len(own):
+            return f'its names begin with {prefix!r}: take these with --prefix {prefix}'
+    others = sorted({part for part in AVERAGES if any(name.startswith(part) for name in state_dict)})
+    if others:
+        return f'names that begin with {others[0]!r} are averages beside the weights: leave them out of the file'
+    return 'give the config that this file was made with'
 
 
 def _load(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> tuple[list, list]:
@@ -214,16 +297,23 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
         raise RiemError(f'{path}: a damaged .safetensors file ({error}); fetch it again') from error
 
 
+_TRUST = 'if you trust whoever made it, pass --trust-checkpoint, which reads it without protection'
+
+
 def _refusal(path: Path, error: pickle.UnpicklingError) -> RiemError:
-    name = re.search(r'GLOBAL ([\w.]+)', str(error))
-    if name is None:
+    said = str(error)
+    name = re.search(r'GLOBAL ([\w.]+)', said) or re.search(r'`?([\w.]+)`? (?:was|is) not an allowed global', said)
+    if name is not None:
         return RiemError(
-            f'{path}: expected a checkpoint, found a damaged pickle ({_first_line(error)}); fetch it again'
+            f'{path}: expected tensors and plain values, found {name[1]}, and reading that could run code from '
+            f'the file; {_TRUST}'
         )
-    return RiemError(
-        f'{path}: expected tensors and plain values, found {name[1]}, and reading that could run code from '
-        'the file; if you trust whoever made it, pass --trust-checkpoint, which reads it without protection'
-    )
+    if _protocol(path) > 2 and 'Unsupported operand' in said:  # torch reads no other with protection
+        return RiemError(
+            f'{path}: expected pickle protocol 2, which torch.save writes unless it is told otherwise, found a later '
+            f'one; save it again, or, {_TRUST}'
+        )
+    return RiemError(_of_another_kind(path, error))
 
 
 def _dataset_meta(tree: Any) -> dict[str, Any]:

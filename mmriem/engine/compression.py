@@ -35,17 +35,20 @@ from mmriem.core.weights.soundness import require_sound
 from mmriem.version import __version__
 from mmriem.visualization import report_page
 
-from .checkpoint import load_into, read_checkpoint
-from .config import config_path, load_strictly, read_config
+from .checkpoint import load_into, read_checkpoint, without_prefix
+from .config import config_path, read_config
 from .detector import build_detector, dataset_meta
 from .drawing import with_visualizer
 from .expectation import HOPELESS, notes
+from .loading_config import LoadingConfig
 from .probe import ConfigProbe, build_probe
 from .terminal import plain_console
 
-__all__ = ['METRICS', 'Outputs', 'compress_detector', 'loading_config', 'print_report']
+__all__ = ['METRICS', 'Outputs', 'compress_detector', 'print_report']
 
 PULLBACK, IDENTITY = METRICS = ('pullback', 'identity')
+LONGEST_NAME = 200
+"""Bytes of a file's name, of the 255 that file systems allow: those of journals and temporary files are longer."""
 _WRITING = 'outputs'
 """The piece of a journal that says that the outputs are being written."""
 
@@ -60,6 +63,8 @@ class Outputs:
     def named(cls, out: str | os.PathLike | None, config: str, checkpoint: str) -> Outputs:
         """By what the user gave: a file `NAME.riem`, a folder, or nothing for `work_dirs/NAME-OF-CONFIG`."""
         path = Path('work_dirs') / config_path(config).stem if out is None else Path(out)
+        if path.suffix != path.suffix.lower() == '.riem':
+            raise RiemError(f'--out {out}: expected a name that ends in .riem, in small letters; rename it')
         if path.suffix != '.riem':
             path = path / f'{Path(checkpoint).stem}.riem'
         return cls(path)
@@ -92,8 +97,12 @@ class Outputs:
             resume: that journal stays; so may outputs that the unfinished compression had begun to write.
 
         Raises:
-            RiemError: an output or a journal exists, or the folder cannot be made or written.
+            RiemError: an output or a journal exists, the name is too long, or the folder cannot be made or written.
         """
+        if (length := len(os.fsencode(self.riem.name))) > LONGEST_NAME:
+            raise RiemError(
+                f'{self.riem}: expected a name of at most {LONGEST_NAME} bytes, found {length}; choose one with --out'
+            )
         if self.journal.exists() and not resume:
             if not force:
                 raise RiemError(
@@ -128,6 +137,7 @@ def compress_detector(
     device: str = 'cpu',
     threads: int = 1,
     trust: bool = False,
+    prefix: str = '',
     force: bool = False,
     resume: bool = False,
     allow_broken: bool = False,
@@ -155,6 +165,7 @@ def compress_detector(
         device: where the fit runs.
         threads: weights fitted at a time.
         trust: unpickle the checkpoint without protection.
+        prefix: only what has a name in the checkpoint that begins with it, and without it.
         force: replace existing outputs, and start over where a journal is.
         resume: go on with the journal, if there is one.
         allow_broken: write the file also where its predicted error is hopeless.
@@ -171,12 +182,19 @@ def compress_detector(
         outputs.check(force=force, resume=resume)
     if metric != PULLBACK and (images is not None or image_count):
         raise RiemError(f'--images, --image-count: expected with --metric {PULLBACK}, found --metric {metric}')
+    if outputs.config.resolve() == config_path(config).resolve():
+        raise RiemError(
+            f'{outputs.config}: expected another name than that of the config itself; choose one with --out'
+        )
     cfg = read_config(config, options)
+    loading = LoadingConfig(with_visualizer(cfg), outputs.riem.name)
     read = read_checkpoint(checkpoint, trust=trust)
     model = build_detector(cfg)
     if not holds_states(read.state_dict):
         make_dense(model)  # so that its weights are compressed, and not fitted while they are loaded
-    load_into(model, read.state_dict, checkpoint)
+    state_dict = without_prefix(read.state_dict, prefix, checkpoint) if prefix else read.state_dict
+    load_into(model, state_dict, checkpoint)
+    state_dict.clear()
     read.state_dict.clear()  # as large as the model
     told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
     states = make_dense(model)
@@ -231,7 +249,7 @@ def compress_detector(
         **compressed.report,
     }
     report['notes'] = notes(report)
-    _write_text(outputs.config, loading_config(with_visualizer(cfg), outputs.riem.name))
+    loading.write(outputs.config)
     _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
     _write_text(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
     workers.exchange(b'')
@@ -269,23 +287,6 @@ def _identity(
         **{key.replace('_', ' '): value for key, value in settings.options().items()},
         **{f'images: {key}': value for key, value in images.items()},
     }
-
-
-def loading_config(config: Config, riem_name: str) -> str:
-    """The text of a config that loads the file of that name from its own folder, everything else as in `config`."""
-    config = Config(_without_pretrained(config.to_dict()))
-    imports = list((config.get('custom_imports') or {}).get('imports', []))
-    if 'mmriem.engine' not in imports:
-        imports.append('mmriem.engine')
-    config.custom_imports = dict(imports=imports, allow_failed_imports=False)
-    load_strictly(config)
-    config.resume = False
-    config.pop('load_from', None)
-    config.pop('work_dir', None)
-    return (
-        f'# Loads {riem_name} from the folder of this config; data settings as in the config that was compressed.\n'
-        f"load_from = '{{{{ fileDirname }}}}/{riem_name}'\n{config.pretty_text}"
-    )
 
 
 def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
@@ -355,21 +356,6 @@ def _numel(weight: Mapping[str, Any]) -> int:
     for size in weight['shape']:
         numel *= size
     return numel
-
-
-def _without_pretrained(tree: Any) -> Any:
-    """The tree without `init_cfg` of pretrained weights: the file holds every weight, so nothing is downloaded."""
-    if isinstance(tree, dict):
-        kept = {key: _without_pretrained(value) for key, value in tree.items()}
-        start = kept.get('init_cfg')
-        if isinstance(start, dict) and start.get('type') == 'Pretrained':
-            kept['init_cfg'] = None
-        if isinstance(kept.get('pretrained'), str):
-            kept['pretrained'] = None
-        return kept
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_without_pretrained(value) for value in tree)
-    return tree
 
 
 def _write_text(path: Path, text: str) -> None:

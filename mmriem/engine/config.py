@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import Registry
 
 from mmriem.core.errors import RiemError
 
-__all__ = ['STATED_ROOT', 'config_path', 'load_strictly', 'read_config', 'with_data_root']
+from .guard import in_one_line
+
+__all__ = ['STATED_ROOT', 'config_path', 'load_strictly', 'read_config', 'registered', 'scope_of', 'with_data_root']
 
 STATED_ROOT = '../shared/data/'
 """Where configs say that data and checkpoints are which are no part of the project."""
@@ -33,13 +36,30 @@ def read_config(name: str | os.PathLike, options: Mapping[str, Any] | None = Non
     try:
         config = Config.fromfile(path)
     except Exception as error:  # a config is a program, anything can happen in it
-        reason = str(error).strip().partition('\n')[0]
-        raise RiemError(f'{path}: the config cannot be read ({type(error).__name__}: {reason})') from error
+        raise RiemError(f'{path}: the config cannot be read ({in_one_line(error)})') from error
+    config.default_scope = scope_of(config)  # without one, mmdet's own tools find none of its classes
     try:
         config.merge_from_dict(dict(options or {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RiemError(f'{path}: --cfg-options does not fit the config ({error})') from error
     return config
+
+
+def scope_of(config: Config) -> str:
+    """The default scope of a config: that of mmdet where it has none, or None, as configs in pure Python do."""
+    return config.get('default_scope') or 'mmdet'
+
+
+def registered(registry: Registry, kind: Any) -> Any:
+    """The class that `type` of an entry means in the default scope: of that name, or itself.
+
+    Raises:
+        Exception: whatever the registry makes of a name that it does not know, or the package of another scope.
+    """
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(kind)
 
 
 def config_path(name: str | os.PathLike) -> Path:
@@ -73,6 +93,8 @@ def load_strictly(config: Config) -> None:
     The hook goes to `default_hooks`, a dict that configs and `--cfg-options` merge with, and not to the list
     `custom_hooks`, which they replace.
     """
+    if config.get('default_hooks') is None:
+        config.default_hooks = {}
     config.merge_from_dict({'default_hooks.strict_load': dict(type='mmriem.StrictLoadHook')})
 
 

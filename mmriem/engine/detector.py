@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -11,10 +13,18 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
+from mmriem.core.errors import RiemError
+
 from .checkpoint import load_into, read_checkpoint
+from .config import read_config, registered, scope_of
+from .guard import in_one_line
+from .pipeline import inner_test_set
 from .scheme import load_from_riem
 
-__all__ = ['build_detector', 'dataset_meta', 'init_detector']
+__all__ = ['build_detector', 'dataset_meta', 'init_detector', 'metainfo_of', 'with_teachers']
+
+STOCK = 'configs/'
+"""What paths of mmdet's own configs begin with."""
 
 
 def build_detector(config: Config) -> nn.Module:
@@ -22,10 +32,43 @@ def build_detector(config: Config) -> nn.Module:
 
     That is a detector of mmdet, or whatever else the `default_scope` of the config has: a classifier, say.
     SyncBatchNorm becomes BatchNorm, which has the same state and runs on one device.
+
+    Raises:
+        RiemError: there is no model, a class is not registered or lacks an argument, or a package is missing.
     """
-    init_default_scope(config.get('default_scope', 'mmdet'))
-    settings = deepcopy(config.model)  # some detectors of mmdet change them
-    return revert_sync_batchnorm(MODELS.build(settings))
+    init_default_scope(scope_of(config))
+    try:
+        settings = deepcopy(with_teachers(config).model)  # some detectors of mmdet change them
+        return revert_sync_batchnorm(MODELS.build(settings))
+    except RiemError:
+        raise
+    except Exception as error:  # models are anybody's code
+        raise RiemError(
+            f'{config.filename or "config"}: expected a model that can be built, found {in_one_line(error)}; mend the '
+            'config, install what is missing, or name the module of your classes in custom_imports'
+        ) from error
+
+
+def with_teachers(config: Config) -> Config:
+    """A config whose model takes no checkpoint of a teacher, and has the teacher's config in itself.
+
+    The teacher is for training alone: a detector holds it beside its own weights, and would download its checkpoint.
+
+    Raises:
+        RiemError: there is no config of that name.
+    """
+    model = config.get('model')
+    if not isinstance(model, dict) or not {'teacher_config', 'teacher_ckpt'} & set(model):
+        return config
+    config = deepcopy(config)
+    config.model.teacher_ckpt = None
+    teacher = config.model.get('teacher_config')
+    if isinstance(teacher, (str, os.PathLike)):
+        name = os.fspath(teacher)
+        if not os.path.isfile(name) and name.startswith(STOCK):  # of a checkout of mmdet
+            name = f'mmdet::{name.removeprefix(STOCK)}'
+        config.model.teacher_config = {'model': read_config(name).model.to_dict()}
+    return config
 
 
 def init_detector(
@@ -54,12 +97,33 @@ def init_detector(
     load_into(model, state_dict, checkpoint)
     model.dataset_meta = dataset_meta(config, told)
     model.cfg = config
-    return model.to(device).eval()
+    model.to(device)
+    model.eval()  # which gives nothing back where a detector has a teacher
+    return model
 
 
 def dataset_meta(config: Config, told: dict[str, Any]) -> dict[str, Any]:
     """Classes as the checkpoint tells them (`told`), colours as the config does, each else from the other."""
-    dataset = (config.get('test_dataloader') or {}).get('dataset')
-    known = DATASETS.build({**dataset, 'lazy_init': True}).metainfo if dataset else {}
+    init_default_scope(scope_of(config))
+    known = metainfo_of(inner_test_set(config))
     colours = known.get('palette') or told.get('palette') or 'random'
     return {**known, **told, 'palette': colours}
+
+
+def metainfo_of(dataset: dict[str, Any]) -> dict[str, Any]:
+    """What the settings of a data set and its class tell of its classes; the set is not built, so nothing is read.
+
+    Empty where its class is not known or tells nothing.
+    """
+    kind = dataset.get('type')
+    with suppress(Exception):  # a package that the set alone needs is missing
+        kind = registered(DATASETS, kind)
+    stated = {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
+    return {key: _listed(value) for key, value in deepcopy(stated).items()}
+
+
+def _listed(value: Any) -> Any:
+    """As MMEngine reads an entry: a file with a name in each line, or the value itself."""
+    if isinstance(value, str) and os.path.isfile(value):
+        return Path(value).read_text(encoding='utf-8').splitlines()
+    return value

@@ -49,7 +49,20 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """
     if report['settings'].get('states') == 'as trained':
         return _without_states(report)
-    return [expected_loss(report['totals']['predicted_error'])]
+    return [expected_loss(report['totals']['predicted_error']), *_unmeasured(report)]
+
+
+def _unmeasured(report: Mapping[str, Any]) -> list[str]:
+    """The weights that no gradient reached while others were measured."""
+    fitted = [weight for weight in report['weights'] if weight['representation'] != 'dense']
+    names = [weight['name'] for weight in fitted if weight['metric'] == 'identity']
+    if not names or len(names) == len(fitted):
+        return []
+    listed = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+    return [
+        f'{len(names)} of {len(fitted)} weights were not reached when the detector predicted, and are taken as '
+        f'averagely sensitive: {listed}'
+    ]
 
 
 def _without_states(report: Mapping[str, Any]) -> list[str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import traceback
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
+from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +18,8 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
-from mmriem.stock import written_whole
+
+from .guard import guarded, in_one_line
 
 __all__ = ['write_onnx']
 
@@ -44,20 +50,52 @@ def write_onnx(
     absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if absent:
         raise RiemError(f'{target}: ONNX needs {" and ".join(absent)}, found none; run pip install "mmriem[onnx]"')
-    if not isinstance(model, SingleStageDetector):
+    _require_exportable(model, target)
+    import onnx
+
+    raw = RawOutputs(model)
+    raw.eval()
+    example = torch.zeros(1, _channels(model), *size)
+    with guarded(raw, f'run on an image of {size[0]} x {size[1]}', remedy='give its size with --size'):
+        names = raw.names(example)
+    with written_whole(target, force) as fresh:
+        program = _traced(raw, example, names, opset, target)
+        graph = program.model_proto
+        onnx.helper.set_model_props(graph, _metadata(model))
+        onnx.checker.check_model(graph)
+        onnx.save(graph, str(fresh))
+    return names
+
+
+def _require_exportable(model: nn.Module, target: str | os.PathLike) -> None:
+    """Raise what is wrong with a detector whose backbone, neck and head are not a function of tensors alone."""
+    head = getattr(model, 'bbox_head', None)
+    if not isinstance(model, SingleStageDetector) or head is None:
         raise RiemError(
             f'{target}: expected a single-stage detector, whose raw outputs are tensors, found '
             f'{type(model).__name__}; export a .pth checkpoint and deploy that'
         )
-    import onnx
+    takes = [name for name, what in signature(head.forward).parameters.items() if what.default is Parameter.empty]
+    if len([name for name in takes if name not in ('args', 'kwargs')]) != 1:
+        raise RiemError(
+            f'{target}: expected a head that takes the features alone, found {type(head).__name__}, which takes '
+            f'{", ".join(takes)}; export a .pth checkpoint and deploy that'
+        )
 
-    raw = RawOutputs(model).eval()
-    example = torch.zeros(1, 3, *size)
-    names = raw.names(example)
-    with written_whole(target, force) as fresh:
-        with torch.no_grad(), warnings.catch_warnings():
+
+def _traced(
+    raw: RawOutputs, example: Tensor, names: list[str], opset: int, target: str | os.PathLike
+) -> torch.onnx.ONNXProgram:
+    """The program of ONNX's operators.
+
+    Raises:
+        RiemError: names what has none.
+    """
+    said = io.StringIO()  # torch's exporter prints a page on what fails
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
             warnings.simplefilter('ignore')  # of operators that torch itself is to rename
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 raw,
                 (example,),
                 input_names=[IMAGE],
@@ -66,11 +104,27 @@ def write_onnx(
                 dynamo=True,
                 verbose=False,
             )
-        graph = program.model_proto
-        onnx.helper.set_model_props(graph, _metadata(model))
-        onnx.checker.check_model(graph)
-        onnx.save(graph, str(fresh))
-    return names
+    except Exception as error:  # the exporter fails in many ways
+        raise RiemError(
+            f'{target}: expected a detector of operators that ONNX has, found {_without_operator(error)}; export a '
+            '.pth checkpoint and deploy that'
+        ) from error
+
+
+def _without_operator(error: BaseException) -> str:
+    """What in a failed export has no operator: one of mmcv's, or what the first of the errors says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        place = Path(frame.filename)
+        if place.parent.name == 'ops' and place.parent.parent.name == 'mmcv':
+            return f'{place.stem} of mmcv'
+    return in_one_line(error)
+
+
+def _channels(model: nn.Module) -> int:
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    return 3 if mean is None else mean.numel()
 
 
 class RawOutputs(nn.Module):
@@ -91,7 +145,9 @@ class RawOutputs(nn.Module):
         return [f'output_{k}_{level}' for k, kind in enumerate(kinds) for level in range(len(kind))]
 
     def _kinds(self, image: Tensor) -> list[list[Tensor]]:
-        return [list(kind) for kind in self.model.bbox_head(self.model.extract_feat(image))]
+        kinds = self.model.bbox_head(self.model.extract_feat(image))
+        kinds = [kinds] if isinstance(kinds, Tensor) else kinds
+        return [[kind] if isinstance(kind, Tensor) else list(kind) for kind in kinds]  # features of masks are one
 
 
 def _metadata(model: nn.Module) -> dict[str, str]:

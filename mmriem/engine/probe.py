@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
@@ -32,6 +34,11 @@ from mmriem.core.images.probe import (
 )
 from mmriem.core.images.procedural import PLAIN, Style, procedural_images
 from mmriem.core.images.style_search import choose_style, few_images
+
+from .config import scope_of
+from .detector import metainfo_of
+from .guard import guarded
+from .pipeline import Pipeline, inner_test_set, input_size, pipeline_steps, resized, type_name
 
 __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
 
@@ -59,7 +66,8 @@ def build_probe(
     Procedural images have the style that suits its norms, which the `executor` finds.
     The other arguments and errors are those of `ConfigProbe`.
     """
-    kind = DetectorProbe if hasattr(model, 'add_pred_to_datasample') else OutputProbe
+    is_detector = hasattr(model, 'add_pred_to_datasample') or hasattr(model, 'tracker')
+    kind = DetectorProbe if is_detector else OutputProbe
     if folder is not None:
         return kind(config, count, seed, folder)
     few = few_images(*kind(config, 1, seed).describe()['size'])
@@ -83,6 +91,7 @@ class ConfigProbe(Probe):
 
     counts = IMAGE_COUNTS
     most_at_once = MAX_BATCH
+    without_metric = 'use --metric identity'
 
     def __init__(
         self,
@@ -94,20 +103,21 @@ class ConfigProbe(Probe):
     ) -> None:
         if count < 0:
             raise RiemError(f'--image-count {count}: expected 0 (by their size) or more')
-        init_default_scope(config.get('default_scope', 'mmdet'))
+        init_default_scope(scope_of(config))
         steps, (width, height) = self._sized(config, procedural=folder is None)
+        self._pipeline = Pipeline(steps, folder is not None, _texts(config))
         wanted = count or image_count(width, height, self.counts)
         if folder is None:
             self._images = list(procedural_images(wanted, height, width, seed, style))
             said = {'kind': 'procedural', 'seed': seed, 'size': [width, height], 'style': style.describe()}
         else:
-            self._images = _files(folder)[:wanted]
+            self._images = _files(folder, every=self._pipeline.reads_files)[:wanted]
             said = {'kind': 'folder', 'folder': Path(folder).name}
         self.images = len(self._images)
         self.batch = batch_size(width, height, self.most_at_once)
         self.pixels = width * height
         self._description = {**said, 'count': self.images}
-        self._pipeline = Compose(steps)
+        self._further: dict[int, Tensor] = {}
         self._arguments = {'config': config, 'seed': seed, 'folder': folder, 'style': style}
 
     def others(self, steps: int) -> ConfigProbe:
@@ -134,24 +144,48 @@ class ConfigProbe(Probe):
     def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
         """The steps of the test pipeline once the image is read, and ``(width, height)`` of the images for it."""
 
+    def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+        """See `Probe`.
+
+        Raises:
+            RiemError: the pipeline or the model cannot do it; the step or the module is named.
+        """
+        with guarded(model, 'run on images of its test pipeline'):
+            return self._outputs(model, first, last)
+
+    @abstractmethod
+    def _outputs(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+        """As `run`, unguarded."""
+
     def _batch(self, model: nn.Module, first: int, last: int) -> dict[str, Any]:
         """Inputs and data samples of these images, as `model` predicts on."""
         samples = [self._pipeline(self._sample(number, _channels(model))) for number in range(first, last)]
         return model.data_preprocessor(pseudo_collate(samples), False)
 
     def _sample(self, number: int, channels: int) -> dict[str, Any]:
-        """What a pipeline has once the image is read: ``(h, w)`` or, blue first, ``(h, w, 3)``, and its shape."""
+        """What a pipeline has once the image is read, ``(h, w)`` or, blue first, ``(h, w, channels)``."""
         image = self._images[number]
-        if isinstance(image, Path):
-            read = cv2.imread(str(image), cv2.IMREAD_COLOR)
-            if read is None:
-                raise RiemError(f'{image}: expected an image, found something else; remove it from the folder')
+        if isinstance(image, Tensor):
+            planes = torch.cat([image, *self._more_planes(number, channels)]) if channels > 3 else image
+            read = np.ascontiguousarray(planes[: 3 if channels == 1 else channels].permute(1, 2, 0).numpy())
+            path = f'procedural image {number}'
+        elif self._pipeline.reads_files:
+            read, path = np.zeros((1, 1, channels), np.uint8), str(image)  # a step reads it
         else:
-            read = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        if channels == 1:
+            read, path = _read(image, channels), str(image)
+        if channels == 1 and read.ndim == 3 and read.shape[2] == 3:
             read = cv2.cvtColor(read, cv2.COLOR_BGR2GRAY)
-        shape = read.shape[:2]
-        return {'img': read, 'img_shape': shape, 'ori_shape': shape, 'img_id': number, 'img_path': ''}
+        return self._pipeline.sample(read, number, path)
+
+    def _more_planes(self, number: int, channels: int) -> list[Tensor]:
+        """Planes beyond three: half the image's own light, half another image, so that they differ and go together."""
+        size, seed = self._description['size'], self._arguments['seed']
+        for group in range(1, -(-channels // 3)):
+            if group not in self._further:
+                other = procedural_images(self.images, size[1], size[0], seed + (group << 32), self._arguments['style'])
+                own = torch.stack(self._images).float().mean(1, keepdim=True)
+                self._further[group] = ((own + other) / 2).to(torch.uint8)
+        return [planes[number] for planes in self._further.values()][: -(-channels // 3) - 1]
 
 
 class DetectorProbe(ConfigProbe):
@@ -166,18 +200,22 @@ class DetectorProbe(ConfigProbe):
     most_at_once = COUNTS[1]
 
     def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
-        steps = _pipeline(config)
+        steps = pipeline_steps(config)
         width, height = input_size(steps) or FALLBACK_SIZE
         if procedural and width * height > MAX_PIXELS:
             shrink = (MAX_PIXELS / (width * height)) ** 0.5
             width, height = int(width * shrink), int(height * shrink)
-            steps = _resized(steps, (width, height))
+            steps = resized(steps, (width, height))
         return steps, (width, height)
 
-    def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+        takes = signature(model.predict).parameters
+        options = {'rescale': False} if 'rescale' in takes else {}
+        videos = [(number, number + 1) for number in range(first, last)] if self._pipeline.is_video else [(first, last)]
         with _outputs_of_heads(model) as outputs, _every_box_passes(model):
-            data = self._batch(model, first, last)
-            model.predict(data['inputs'], data['data_samples'], rescale=False)
+            for part in videos:  # trackers take one at a time
+                data = self._batch(model, *part)
+                model.predict(data['inputs'], data['data_samples'], **options)
         if not outputs:
             raise RiemError(
                 f'{type(model).__name__}: expected a module named ...head that is called when the detector '
@@ -193,9 +231,8 @@ class OutputProbe(ConfigProbe):
     """
 
     def _sized(self, config: Config, procedural: bool) -> tuple[list[dict[str, Any]], tuple[int, int]]:
-        steps = _pipeline(config)
-        name = str(_dataset(config).get('type')).rpartition('.')[2]
-        size = input_size(steps) or DATASET_SIZES.get(name)
+        steps = pipeline_steps(config)
+        size = input_size(steps) or DATASET_SIZES.get(type_name(inner_test_set(config)))
         if size is None:
             raise RiemError(
                 'config: expected a step with a scale or crop_size in the test pipeline, found none; add '
@@ -203,7 +240,7 @@ class OutputProbe(ConfigProbe):
             )
         return steps, size
 
-    def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
         outputs = list(float_tensors(model(**self._batch(model, first, last), mode='tensor')))
         if not outputs:
             raise RiemError(
@@ -213,69 +250,42 @@ class OutputProbe(ConfigProbe):
         return outputs
 
 
-def input_size(steps: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """``(width, height)`` of the images that a test pipeline makes, as its first step with a scale or a crop tells.
-
-    None where no step tells.
-
-    >>> input_size([dict(type='Resize', scale=(1333, 800), keep_ratio=True)])
-    (1333, 800)
-    """
-    for step in steps:
-        scale = step.get('scale', step.get('crop_size'))
-        scale = scale[0] if isinstance(scale, list) and scale and not isinstance(scale[0], int) else scale
-        if isinstance(scale, int):
-            return scale, scale
-        if isinstance(scale, (tuple, list)) and len(scale) == 2 and min(scale) > 0:
-            return int(scale[0]), int(scale[1])
-    return None
-
-
-def _resized(steps: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The steps with another size, that of images and that of their padding."""
-    resized = []
-    for step in steps:
-        step = dict(step)
-        if 'scale' in step:
-            step['scale'] = size
-        if step.get('size') is not None and str(step['type']).endswith('Pad'):
-            step['size'] = size
-        resized.append(step)
-    return resized
-
-
-def _pipeline(config: Config) -> list[dict[str, Any]]:
-    """The steps of the test pipeline after the image is read, without those that want annotations."""
-    steps = deepcopy(_dataset(config).get('pipeline') or config.get('test_pipeline'))
-    if not steps:
-        raise RiemError(
-            'config: expected a test pipeline in test_dataloader.dataset, found none; use --metric identity'
-        )
-    plain = [dict(step) for step in steps]
-    return [step for step in plain if 'LoadImage' not in str(step['type']) and 'Annotations' not in str(step['type'])]
-
-
-def _dataset(config: Config) -> dict[str, Any]:
-    """The test set of a config, without the sets that wrap it; empty where there is none."""
-    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
-
-
 def _channels(model: nn.Module) -> int:
     """Of the images that a model takes: as many as its preprocessor has means, 3 where it has none."""
     mean = getattr(model.data_preprocessor, 'mean', None)
-    return 1 if mean is not None and mean.numel() == 1 else 3
+    return 3 if mean is None else mean.numel()
 
 
-def _files(folder: str | os.PathLike) -> list[Path]:
+def _texts(config: Config) -> dict[str, Any]:
+    """What a data set adds to each sample for a detector that reads: the names of the classes."""
+    dataset = inner_test_set(config)
+    if not dataset.get('return_classes'):
+        return {}
+    return {'text': tuple(metainfo_of(dataset).get('classes') or ('object',)), 'custom_entities': True}
+
+
+def _files(folder: str | os.PathLike, every: bool) -> list[Path]:
+    """The images of a folder, or, where a step of the config's own reads them, every file."""
     if not Path(folder).is_dir():
         raise RiemError(f'--images {folder}: expected a folder of images, found none of that name')
-    files = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(
+        path
+        for path in Path(folder).rglob('*')
+        if (every or path.suffix.lower() in SUFFIXES) and path.is_file() and not path.name.startswith('.')
+    )
     if not files:
         raise RiemError(f'--images {folder}: expected images ({", ".join(sorted(SUFFIXES))}), found none')
     return files
+
+
+def _read(path: Path, channels: int) -> np.ndarray:
+    read = cv2.imread(str(path), cv2.IMREAD_COLOR if channels in (1, 3) else cv2.IMREAD_UNCHANGED)
+    if read is None:
+        raise RiemError(f'{path}: expected an image, found something else; remove it from the folder')
+    found = 1 if read.ndim == 2 else read.shape[2]
+    if channels not in (1, 3) and found != channels:
+        raise RiemError(f'{path}: expected an image of {channels} channels, found {found}; remove it from the folder')
+    return read
 
 
 @contextmanager
@@ -307,18 +317,19 @@ def _outputs_of_heads(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _every_box_passes(model: nn.Module) -> Iterator[None]:
-    """Second stages without a threshold on scores, so that the mask head sees the best boxes whatever they are.
+    """What sees the boxes of another head sees the best ones whatever their scores: there is no threshold on them.
 
     Masks are not pasted onto the image: nothing with a weight comes after them, and it takes gigabytes.
     """
     changed = []
-    masks = [module for name, module in model.named_modules() if 'mask_head' in name.split('.')]
-    masks = [module for module in masks if hasattr(module, 'predict_by_feat')]
+    names = [(name.split('.'), module) for name, module in model.named_modules()]
+    masks = [module for parts, module in names if 'mask_head' in parts and hasattr(module, 'predict_by_feat')]
     for module in masks:
-        module.predict_by_feat = lambda mask_preds, results_list, *args, **kwargs: results_list
-    for module in model.modules():
+        module.predict_by_feat = _without_pasting(module.predict_by_feat)
+    stages = [module for module in model.modules() if _has_stages(module)]
+    for module in {id(inner): inner for stage in stages for inner in stage.modules()}.values():
         settings = getattr(module, 'test_cfg', None)
-        if 'roi_head' in dict(model.named_children()) and isinstance(settings, dict) and 'score_thr' in settings:
+        if isinstance(settings, dict) and 'score_thr' in settings:
             changed.append((settings, dict(settings)))
             settings['score_thr'] = 0.0
             if masks:
@@ -331,3 +342,21 @@ def _every_box_passes(model: nn.Module) -> Iterator[None]:
             settings.update(before)
         for module in masks:
             del module.predict_by_feat  # that of the class again
+
+
+def _has_stages(module: nn.Module) -> bool:
+    """Whether one head of a detector works on the boxes of another."""
+    children = dict(module.named_children())
+    return 'roi_head' in children or {'bbox_head', 'mask_head'} <= set(children)
+
+
+def _without_pasting(predict_by_feat: Callable) -> Callable:
+    """In place of a mask head's: the instances as they are given, or, where the head finds them itself, none."""
+    takes = signature(predict_by_feat)
+
+    def given(*args: Any, **kwargs: Any) -> list[InstanceData]:
+        found = takes.bind(*args, **kwargs).arguments
+        results = found.get('results_list')
+        return [InstanceData() for _ in found['batch_img_metas']] if results is None else results
+
+    return given

@@ -1,6 +1,7 @@
 import os
 import pickle
 import threading
+import zipfile
 from collections import OrderedDict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from mmengine.model import BaseTTAModel
 from torch import nn
 
 from mmriem.core.errors import RiemError
-from mmriem.engine.checkpoint import load_into, read_checkpoint, unpickle
+from mmriem.engine.checkpoint import load_into, read_checkpoint, unpickle, without_prefix
 from mmriem.engine.detector import build_detector
 
 
@@ -147,6 +148,72 @@ def test_missing_file_folder_and_riem(tmp_path, riem_file):
 def test_no_tensors_by_name(tmp_path, tree):
     with pytest.raises(RiemError, match='expected tensors by name'):
         read_checkpoint(saved(tmp_path, tree))
+
+
+def test_a_later_pickle_protocol_is_named_with_its_remedy(tmp_path, state_dict):
+    path = saved(tmp_path, {'state_dict': state_dict}, pickle_protocol=4)
+    with pytest.raises(RiemError, match=r'expected pickle protocol 2, .* found a later one; .*--trust-checkpoint'):
+        read_checkpoint(path)
+    assert_equal(read_checkpoint(path, trust=True).state_dict, state_dict)
+
+
+def test_a_whole_model_is_what_its_state_dict_holds_where_it_is_trusted(tmp_path):
+    net = nn.Linear(2, 2)
+    for tree in (net, {'model': net}):
+        path = saved(tmp_path, tree)
+        with pytest.raises(RiemError, match='--trust-checkpoint'):
+            read_checkpoint(path)
+        assert_equal(read_checkpoint(path, trust=True).state_dict, net.state_dict())
+
+
+def test_sound_files_of_other_kinds_are_named(tmp_path, state_dict):
+    def refused(path):
+        with pytest.raises(RiemError) as caught:
+            read_checkpoint(path)
+        assert '\n' not in str(caught.value) and 'damaged' not in str(caught.value)
+        return str(caught.value)
+
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / 'script.pt')
+    assert 'found a TorchScript archive' in refused(tmp_path / 'script.pt')
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / 'program.pt2')
+    assert 'found an archive of torch.export' in refused(tmp_path / 'program.pt2')
+    with zipfile.ZipFile(tmp_path / 'around.zip', 'w') as archive:
+        archive.write(saved(tmp_path, state_dict), 'deep/model.pth')
+    assert 'a zip archive around deep/model.pth; unpack it' in refused(tmp_path / 'around.zip')
+    arrays = {'model': {'w': np.zeros((2, 2))}, '__author__': 'somebody'}
+    (tmp_path / 'detectron.pkl').write_bytes(pickle.dumps(arrays, protocol=2))
+    assert 'found a plain pickle, as detectron2 has them' in refused(tmp_path / 'detectron.pkl')
+    meta = {'dataset_meta': {'classes': np.array(['a', None], dtype=object)}}
+    told = refused(saved(tmp_path, {'state_dict': state_dict, 'meta': meta}))
+    assert 'O' in told and '--trust-checkpoint' in told
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: {0: torch.zeros(2)}, r'found the name 0, which is a int'),
+        (lambda s: {**s, '_extra_state': {'v': 1}}, r"found a dict as '_extra_state'; save the file again without it"),
+        (lambda s: {**s, 'w': torch.eye(3).to_sparse()}, r"found as 'w' a sparse one"),
+        (lambda s: {**s, 'w': torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)}, r"'w' a quantised one"),
+    ],
+)
+def test_entries_that_are_no_dense_tensors_are_named(tmp_path, state_dict, change, message):
+    with pytest.raises(RiemError, match=message):
+        read_checkpoint(saved(tmp_path, {'state_dict': change(state_dict)}))
+
+
+def test_a_prefix_is_named_and_can_be_taken_off(tmp_path, pair):
+    target, source = pair
+    both = {f'{part}.{name}': x for part in ('teacher', 'student') for name, x in source.items()}
+    with pytest.raises(RiemError, match=r"its names begin with '(teacher|student)\.': take these with --prefix"):
+        load_into(target, both, 'x.pth')
+    load_into(target, without_prefix(both, 'teacher.', 'x.pth'), 'x.pth')
+    load_into(target, source, 'x.pth')
+    with pytest.raises(RiemError, match=r"x\.pth: expected names that begin with 'architecture\.', found"):
+        without_prefix(both, 'architecture.', 'x.pth')
+    averaged = {f'ema_{name.replace(".", "_")}': x for name, x in source.items()}
+    with pytest.raises(RiemError, match=r"names that begin with 'ema_' are averages beside the weights"):
+        load_into(target, {**source, **averaged}, 'x.pth')
 
 
 @pytest.mark.parametrize('share', [0.02, 0.3, 0.6, 0.9, 0.999])

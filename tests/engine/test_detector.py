@@ -6,7 +6,8 @@ from mmengine.config import Config
 
 from mmriem.core.errors import RiemError
 from mmriem.engine.config import read_config
-from mmriem.engine.detector import build_detector, init_detector
+from mmriem.engine.detector import build_detector, dataset_meta, init_detector, with_teachers
+from mmriem.engine.pipeline import inner_test_set
 
 
 def test_build_reads_nothing(tiny_config):
@@ -37,3 +38,57 @@ def test_build_leaves_the_config_as_it_was():
     before = config.pretty_text
     build_detector(config)
     assert config.pretty_text == before
+
+
+@pytest.mark.parametrize('wrapper', ['ConcatDataset', 'RepeatDataset', ''])
+def test_what_the_test_set_says_is_read_without_building_it(wrapper):
+    """Not even its class need be one that can be built."""
+    dataset = dict(type='CocoPanopticDataset', ann_file='/no/such/file', pipeline=[dict(type='NoSuchStep')])
+    wrapped = {
+        'ConcatDataset': dict(type='ConcatDataset', datasets=[dataset, dataset]),
+        'RepeatDataset': dict(type='RepeatDataset', times=2, dataset=dataset),
+        '': dataset,
+    }[wrapper]
+    config = Config(dict(test_dataloader=dict(dataset=wrapped)))
+    from mmdet.datasets import CocoPanopticDataset
+
+    assert dataset_meta(config, {}) == CocoPanopticDataset.METAINFO
+    assert dataset_meta(config, {'classes': ('a',)})['classes'] == ('a',)
+    inner = inner_test_set(config)
+    inner['metainfo'] = dict(classes=('b', 'c'))
+    assert dataset_meta(config, {})['classes'] == ('b', 'c')
+
+
+def test_classes_of_an_unknown_set_are_those_of_the_checkpoint(tmp_path):
+    (tmp_path / 'classes.txt').write_text('one\ntwo\n')
+    dataset = dict(type='NobodyKnowsIt', metainfo=dict(classes=str(tmp_path / 'classes.txt')))
+    config = Config(dict(test_dataloader=dict(dataset=dataset)))
+    assert dataset_meta(config, {}) == dict(classes=['one', 'two'], palette='random')
+    assert dataset_meta(Config(dict()), {'classes': ('a',)}) == dict(classes=('a',), palette='random')
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (dict(type='ResNeet'), r"found KeyError: 'ResNeet is not in the .* custom_imports"),
+        (dict(type='ResNet', depth=18, nosuch=1), r"TypeError: .*unexpected keyword argument 'nosuch'"),
+        (dict(type='mmpretrain.NoSuchNet'), r'mmpretrain'),
+    ],
+)
+def test_models_that_cannot_be_built_are_one_error(model, message):
+    with pytest.raises(RiemError, match=message) as caught:
+        build_detector(Config(dict(model=model)))
+    assert '\n' not in str(caught.value)
+
+
+def test_a_teacher_is_built_from_its_config_without_its_checkpoint():
+    """Its config is named relative to a checkout of mmdet, its checkpoint is on a server."""
+    config = read_config('mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py')
+    config.model.backbone.init_cfg = None
+    assert config.model.teacher_ckpt.startswith('https://')
+    told = with_teachers(config).model
+    assert told.teacher_ckpt is None and told.teacher_config['model'].backbone.depth == 101
+    assert config.model.teacher_config == 'configs/gfl/gfl_r101_fpn_ms-2x_coco.py'
+    config.model.teacher_config = 'configs/gfl/nosuch.py'
+    with pytest.raises(RiemError, match='mmdet ships no such config'):
+        with_teachers(config)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RiemError
-from ..images.probe import Probe, without_checkpoints
+from ..images.probe import Probe, frozen, without_checkpoints
 
 RATE = 1e-3
 """Of Adam at the first step; it falls to zero with a cosine."""
@@ -86,7 +86,7 @@ def tune(
         RiemError: nothing that is compared depends on these parameters.
     """
     watched = frozenset(layers)
-    without_checkpoints(model).requires_grad_(False)
+    frozen(without_checkpoints(model))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     trained = list({id(parameters[name]): parameters[name] for name in vectors}.values())
     start = [parameter.detach().clone() for parameter in trained]
@@ -118,7 +118,7 @@ def tune(
         schedule.step()
         if on_progress:
             on_progress(step / steps)
-    model.requires_grad_(False)
+    frozen(model)
     tuned = Tuned(before, judged())
     if not tuned.kept:
         for parameter, values in zip(trained, start):

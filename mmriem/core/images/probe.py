@@ -20,6 +20,13 @@ def without_checkpoints(model: nn.Module) -> nn.Module:
     return model
 
 
+def frozen(model: nn.Module) -> nn.Module:
+    """The model, whose parameters have no gradients; parts may be TorchScript, whose copies have a history."""
+    for parameter in model.parameters():
+        parameter.detach_().requires_grad_(False)
+    return model
+
+
 MAX_PIXELS = 1 << 18
 """Of the images that run at a time, if they are many, and of one image where its size is free."""
 PIXELS = 1 << 21
@@ -65,11 +72,13 @@ class Probe(ABC):
         images: number of images.
         batch: most images that are run at a time where their order does not matter.
         pixels: of one image.
+        without_metric: what to do where the network cannot be run, for messages.
     """
 
     images: int
     batch: int
     pixels: int
+    without_metric: str = "use metric='identity'"
 
     @abstractmethod
     def run(self, model: nn.Module, first: int, last: int) -> list[Tensor]:

@@ -96,7 +96,8 @@ def distance(model: nn.Module, probe: Probe) -> float:
         if values.shape[1] > 1:
             found.append(_divergence(values, norm).mean())
 
-    own = copy.deepcopy(model).eval()
+    own = copy.deepcopy(model)
+    own.eval()
     for norm in _telling(own):
         norm.register_forward_pre_hook(see)
     probe.run(own, 0, probe.images)

@@ -28,6 +28,8 @@ class Watch(TorchFunctionMode):
         self._seed = seed
         self._sums = sums
         self._calls: dict[str, int] = {}
+        self.unseen: set[str] = set()
+        """Weights that were used where there are no gradients."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._parameters = {view.name: parameters[view.name] for view in views}
         self._views = {self._parameters[view.name].untyped_storage().data_ptr(): view for view in views}
@@ -48,6 +50,9 @@ class Watch(TorchFunctionMode):
         if view is None:
             return function(*args, **kwargs)
         output = function(**call)
+        if not output.requires_grad:
+            self.unseen.add(view.name)
+            return output
         if output._is_view():
             output = output.clone()  # an in-place activation takes the hook from a view
         if output.numel():

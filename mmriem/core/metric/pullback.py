@@ -21,15 +21,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.tasks import Progress, Task, run_all
 from ..execution.workers import join, split
-from ..images.probe import Probe, without_checkpoints
+from ..images.probe import Probe, frozen, without_checkpoints
 from ..weights.views import WeightView
+from .gradients import tolerant_gradients
 from .metric import Metric, MetricSums
 from .observation import Watch
 
@@ -103,7 +106,9 @@ def each_metric(
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    return without_checkpoints(copy.deepcopy(model)).eval().requires_grad_(False)
+    own = frozen(without_checkpoints(copy.deepcopy(model)))
+    own.eval()  # which need not give the module back
+    return own
 
 
 def _is_reached(sums: MetricSums) -> bool:
@@ -118,13 +123,47 @@ def _add_batch(
     batch: tuple[int, int],
     seed: int,
 ) -> None:
-    watch = Watch(sums, model, views, seed)
-    with torch.enable_grad():
-        with watch:
-            outputs = [output for output in probe.run(model, *batch) if output.requires_grad]
-        if outputs:
+    watch, outputs = _observed(sums, model, views, probe, batch, seed)
+    if watch.unseen and not outputs:
+        raise RiemError(
+            f'{type(model).__name__}: expected gradients of its outputs, found that it computes none; '
+            f'{probe.without_metric}'
+        )
+    if outputs:
+        try:
             _random_projection(outputs, batch, seed).backward()
+        except RuntimeError as error:  # values that it needs were changed, or a function has no derivative
+            reason = ' '.join(str(error).split())
+            raise RiemError(
+                f'{type(model).__name__}: expected gradients of its outputs, found {reason}; {probe.without_metric}'
+            ) from error
     watch.finish()
+
+
+def _observed(
+    sums: dict[str, MetricSums],
+    model: nn.Module,
+    views: Sequence[WeightView],
+    probe: Probe,
+    batch: tuple[int, int],
+    seed: int,
+) -> tuple[Watch, list[Tensor]]:
+    """A run of the network, and those of its outputs that have gradients, see :mod:`.gradients`."""
+
+    def run(gradients: Callable[[], AbstractContextManager]) -> tuple[Watch, list[Tensor]]:
+        watch = Watch(sums, model, views, seed)
+        with gradients(), watch:
+            outputs = [output for output in probe.run(model, *batch) if output.requires_grad]
+        return watch, outputs
+
+    try:
+        as_it_is = run(torch.enable_grad)
+    except Exception:  # a network is anybody's code, and most is never run with gradients
+        return run(tolerant_gradients)
+    if as_it_is[0].unseen:
+        with suppress(Exception):  # it may need what it says: then the weights there have no metric
+            return run(tolerant_gradients)
+    return as_it_is
 
 
 def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: int) -> Tensor:

@@ -120,7 +120,10 @@ class Job:
 
     def model_on_device(self) -> nn.Module:
         """A copy of the model where fits and the probe run."""
-        return copy.deepcopy(self.model).to(self.device).eval()
+        own = copy.deepcopy(self.model)
+        own.to(self.device)
+        own.eval()  # which need not give the module back
+        return own
 
 
 def trainable(model: nn.Module, selection: Selection) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import RiemError
+from .values import require_values
 
 STATISTICS = ('running_mean', 'running_var')
 """Buffers of norms. Others may be infinite: masks of attention are."""
@@ -14,8 +15,9 @@ def require_sound(model: nn.Module) -> None:
     """See that every parameter and every statistic of a norm has a meaning.
 
     Raises:
-        RiemError: names the first tensor with NaN or infinite values, or the first negative variance.
+        RiemError: names the first tensor without values, with NaN or infinite ones, or the first negative variance.
     """
+    require_values(model)
     for name, tensor in model.named_parameters():
         _require_finite(name, tensor)
     for name, tensor in model.named_buffers():

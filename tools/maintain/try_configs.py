@@ -1,0 +1,337 @@
+"""Try one config of every folder in mmdet's wheel, narrowed to a few channels, with random weights.
+
+    python tools/maintain/try_configs.py [--only FOLDER ...] [--out docs/configs.md] [--rows work_dirs/configs.jsonl]
+
+Each one is compressed with both metrics, loaded as a stock detector and as one of RieM modules, whose outputs must be the
+same; then it is exported to ONNX, compared in onnxruntime, and run with test-time augmentation. What fails is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import runpy
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmdet
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import MMLogger
+
+from mmriem.core.images.procedural import procedural_images
+from mmriem.core.pipeline.settings import Settings
+from mmriem.core.errors import RiemError
+from mmriem.core.weights.views import find_weights
+from mmriem.engine.checkpoint import load_into
+from mmriem.engine.compression import Outputs, compress_detector
+from mmriem.engine.config import read_config
+from mmriem.engine.detector import build_detector, init_detector
+from mmriem.engine.export import RawOutputs, write_onnx
+from mmriem.engine.pipeline import input_size, pipeline_steps, resized, inner_test_set, type_name
+from mmriem.engine.probe import build_probe
+from mmriem.engine.scheme import load_from_riem
+
+STOCK = Path(mmdet.__file__).parent / '.mim' / 'configs'
+NO_DETECTORS = ('_base_', 'common')
+CHANNELS = {
+    *('in_channels', 'out_channels', 'feat_channels', 'channels', 'mid_channels', 'base_channels', 'stem_channels'),
+    *('fc_out_channels', 'conv_out_channels', 'fc_channels', 'feedforward_channels', 'hidden_channels', 'num_channels'),
+    *('embed_dims', 'embed_dim', 'num_feats', 'hidden_dim', 'query_dim', 'point_feat_channels', 'ffn_dims', 'c_out'),
+    *('dynamic_feat_channels', 'proposal_feature_channel', 'dim_feedforward', 'sem_out_channels', 'stack_channels'),
+    *('conv_in_channels', 'roi_feat_channels', 'mask_conv_channels', 'trans_conv_channels', 'proto_channels'),
+    *(
+        'num_deconv_filters',
+        'stage_channels',
+        'feat_channel',
+        'hidden_dims',
+        'inter_channels',
+        'head_channels',
+        'fpn_channels',
+        'branch_channels',
+        'cls_in_channels',
+    ),
+}
+WIDTHS = {
+    **dict.fromkeys(('ResNet', 'ResNetV1d', 'Res2Net', 'DetectoRS_ResNet', 'TridentResNet'), {'base_channels': 64}),
+    'HourglassNet': {'feat_channel': 256},
+    'SwinTransformer': {'embed_dims': 96},
+}
+"""Channels that a class has where the config does not say."""
+SHARE = 8
+"""A narrowed detector has one of so many channels."""
+LEAST = 32
+"""Fewer channels stay as they are: masks, boxes and classes have few."""
+SIDE = 256
+"""Pixels of the longer side of an image."""
+MOST = 3_000_000
+"""Elements of a detector that is compressed whole; of a larger one some weights are."""
+SOME = 12
+CLOSE = 1e-3
+"""Largest difference of an output in onnxruntime, relative to the output's largest value."""
+SECONDS = 1200
+COLUMNS = ('folder', 'config', 'detector', 'default metric', 'drop-in equals live', 'ONNX', 'TTA')
+
+
+def stock_configs() -> dict[str, Path]:
+    """One config of each folder: that with the shortest name, which is mostly the plainest."""
+    folders = sorted(path for path in STOCK.iterdir() if path.is_dir() and path.name not in NO_DETECTORS)
+    found = {}
+    for folder in folders:
+        files = sorted(folder.glob('*.py'), key=lambda file: (len(file.name), file.name))
+        with_model = [file for file in files if 'tta' not in file.name]
+        if with_model:
+            found[folder.name] = with_model[0]
+    return found
+
+
+def narrowed(config: Config, channels: bool = True, pixels: bool = True) -> Config:
+    """The config with a share of the channels and small images, and nothing to download."""
+    config = deepcopy(config)
+    if channels:
+        _narrow(config._cfg_dict['model'])
+    if pixels:
+        steps = resized(pipeline_steps(config), (SIDE, SIDE))
+        inner_test_set(config)['pipeline'] = steps
+    return config
+
+
+def _narrow(tree: Any) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in CHANNELS:
+                tree[key] = _share(value)
+            elif key == 'num_groups':
+                tree[key] = min(value, 4)
+            elif key == 'widen_factor':
+                tree[key] = value / SHARE
+            else:
+                _narrow(value)
+        for key, value in WIDTHS.get(type_name(tree), {}).items():
+            tree.setdefault(key, value // SHARE)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            _narrow(value)
+
+
+def _share(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_share, value))
+    return max(value // SHARE, 4) if isinstance(value, int) and value >= LEAST else value
+
+
+def trial(path: Path, work: Path, checks: Callable[..., None] | None = None) -> dict[str, str]:
+    """A row of the table."""
+    row = {'config': path.name}
+    config, model = _that_runs(path, row)
+    if model is None:
+        return row
+    row['detector'] = type_name(config.model)
+    state = model.state_dict()
+    checkpoint, written = work / 'x.pth', work / 'x.py'
+    torch.save({'state_dict': state, 'meta': {}}, checkpoint)
+    config.dump(written)
+    weights = find_weights(model)
+    include = ['*']
+    if sum(tensor.numel() for tensor in state.values()) > MOST:
+        small = sorted(weights, key=lambda view: (state[view.name].numel(), view.name))
+        include = [view.name for view in small[:: max(1, len(small) // (2 * SOME))][:SOME]]
+    settings = Settings(bits=6.0, include=tuple(include), trellis=False)
+    for metric in ('identity', 'pullback'):
+        outputs = Outputs.named(work / f'{metric}.riem', str(written), str(checkpoint))
+        images = {'image_count': 1} if metric == 'pullback' else {}
+        row[metric] = _said(lambda: _compressed(str(written), str(checkpoint), outputs, settings, metric, images))
+    outputs = Outputs.named(work / 'pullback.riem', str(written), str(checkpoint))
+    if not outputs.riem.exists():
+        outputs = Outputs.named(work / 'identity.riem', str(written), str(checkpoint))
+    if not outputs.riem.exists():
+        return row
+    row['live'] = _said(lambda: _live(outputs))
+    return {**row, **{name: _said(lambda: check(outputs)) for name, check in (checks or {}).items()}}
+
+
+def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module | None]:
+    """The narrowest form of a config whose detector can be built and run, and the detector."""
+    failure = ''
+    for channels, pixels in ((True, True), (True, False), (False, True), (False, False)):
+        try:
+            config = narrowed(read_config(path), channels, pixels)
+            torch.manual_seed(0)
+            model = build_detector(config)
+            model.eval()
+            with torch.no_grad():
+                build_probe(config, model, 1).run(model, 0, 1)
+        except RiemError as error:
+            failure = failure if failure and 'can be built' in str(error) else str(error)
+            row.setdefault('unnarrowed', str(error))
+            continue
+        row['form'] = f'{"narrow" if channels else "whole"}, {"small" if pixels else "own"} images'
+        return config, model
+    row['default metric'] = row['why'] = failure
+    with_model = None
+    try:  # what can be built is compressed with the other metric
+        config = narrowed(read_config(path), True, False)
+        torch.manual_seed(0)
+        with_model = build_detector(config)
+    except RiemError as error:
+        row['why'] = str(error)
+    return config, with_model
+
+
+def _compressed(
+    config: str, checkpoint: str, outputs: Outputs, settings: Settings, metric: str, images: dict[str, int]
+) -> str:
+    report = compress_detector(config, checkpoint, outputs, settings, metric=metric, force=True, **images)
+    others = [
+        entry for entry in report['weights'] if entry['representation'] != 'dense' and entry['metric'] == 'identity'
+    ]
+    share = sum(entry['bits'] for entry in others) / sum(entry['bits'] for entry in report['weights'])
+    return 'yes' if metric == 'identity' or not others else f'yes, {share:.0%} of the weights unmeasured'
+
+
+@torch.no_grad()
+def _live(outputs: Outputs) -> str:
+    """Whether states in RieM modules give each output of the detector with decoded weights."""
+    config = read_config(outputs.config)
+    stock = init_detector(config, outputs.riem)
+    live_config = deepcopy(config)
+    live_config.model = ConfigDict({**config.model, 'type': f'mmriem.RieM{type_name(config.model)}', 'riem': {}})
+    live = init_detector(live_config, outputs.riem)
+    try:
+        probe = build_probe(config, stock, 1)
+        found, wanted = (probe.run(model, 0, 1) for model in (live, stock))
+    except RiemError:  # then the weights tell
+        found, wanted = (list(_decoded(model).values()) for model in (live, stock))
+    if len(found) != len(wanted) or not all(map(torch.equal, found, wanted)):
+        raise RiemError('outputs differ')
+    return 'yes'
+
+
+def _decoded(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    from mmriem.core.live.convert import make_dense
+
+    make_dense(model)
+    return dict(model.named_parameters())
+
+
+def onnx(outputs: Outputs) -> str:
+    """Whether the exported detector gives the outputs of torch in onnxruntime; how far off they are at most."""
+    import onnxruntime
+
+    config = read_config(outputs.config)
+    model = init_detector(config, outputs.riem)
+    width, height = input_size(pipeline_steps(config)) or (SIDE, SIDE)
+    target = outputs.riem.with_suffix('.onnx')
+    write_onnx(model, target, (height, width), force=True)
+    raw = RawOutputs(model)
+    image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = raw(image)
+    found = onnxruntime.InferenceSession(str(target), providers=['CPUExecutionProvider']).run(
+        None, {'image': image.numpy()}
+    )
+    if [value.shape for value in found] != [tuple(value.shape) for value in wanted]:
+        raise RiemError('shapes of outputs differ')
+    error = max(
+        float((torch.from_numpy(a) - b).abs().max() / b.abs().max().clamp_min(1e-6)) for a, b in zip(found, wanted)
+    )
+    if error > CLOSE:
+        raise RiemError(f'outputs differ by {error:.1g}')
+    return 'yes'
+
+
+def tta(outputs: Outputs) -> str:
+    """Whether the detector predicts on an image of a file and on its mirror image."""
+    config = read_config(outputs.config)
+    augment = runpy.run_path(str(Path(__file__).parents[1] / 'test.py'))['augment']
+    augment(config)
+    model = build_detector(config)
+    model.eval()
+    load_into(model, load_from_riem(str(outputs.riem))['state_dict'], outputs.riem)
+    picture = outputs.riem.with_suffix('.png')
+    cv2.imwrite(str(picture), procedural_images(1, SIDE, SIDE)[0].permute(1, 2, 0).numpy())
+    sample = {'img_path': str(picture), 'img_id': 0, 'instances': [], 'height': SIDE, 'width': SIDE}
+    with torch.no_grad():
+        (found,) = model.test_step(pseudo_collate([Compose(config.tta_pipeline)(sample)]))
+    return 'yes' if found.pred_instances.bboxes.shape[1] == 4 else 'no boxes'
+
+
+def _said(work: Callable[[], str]) -> str:
+    """What a check says, or in one line why it does not; an exception that gets away is marked."""
+    try:
+        return work()
+    except RiemError as error:
+        return f'no: {error}'
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f'TRACEBACK {type(error).__name__}: {" ".join(str(error).split())[:160]} ({Path(place.filename).name}:{place.lineno})'
+
+
+def in_a_fork(path: Path, checks: dict[str, Callable] | None) -> dict[str, str]:
+    """The row of a config, made in a process of its own, which ends in any case."""
+    with tempfile.TemporaryDirectory() as work:
+        result = Path(work) / 'row.json'
+        child = os.fork()
+        if not child:
+            signal.alarm(SECONDS)
+            try:
+                row = trial(path, Path(work), checks)
+            except BaseException as error:  # told in the table
+                row = {'config': path.name, 'default metric': f'TRACEBACK {type(error).__name__}: {str(error)[:200]}'}
+                traceback.print_exc()
+            result.write_text(json.dumps(row))
+            sys.stdout.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        return json.loads(result.read_text()) if result.exists() else {'config': path.name, 'why': f'killed, {status}'}
+
+
+def rows(
+    only: list[str], part: tuple[int, int], known: dict[str, dict], checks: dict[str, Callable] | None
+) -> Iterator[dict[str, str]]:
+    for folder, path in list(stock_configs().items())[part[0] :: part[1]]:
+        if (only and folder not in only) or folder in known:
+            continue
+        started = time.perf_counter()
+        row = {'folder': folder, **in_a_fork(path, checks)}
+        yield {**row, 'seconds': round(time.perf_counter() - started)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--only', nargs='+', default=[], metavar='FOLDER', help='folders to try (default: all)')
+    parser.add_argument('--rows', type=Path, default=Path('work_dirs/configs.jsonl'), help='rows that are done')
+    parser.add_argument('--onnx', action='store_true', help='also export to ONNX, which takes most of the time')
+    parser.add_argument(
+        '--part', type=int, nargs=2, default=(0, 1), metavar=('K', 'N'), help='every Nth folder from K on'
+    )
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    MMLogger.get_current_instance().setLevel('ERROR')
+    args.rows.parent.mkdir(parents=True, exist_ok=True)
+    known = (
+        {row['folder']: row for row in map(json.loads, args.rows.read_text().splitlines())}
+        if args.rows.exists()
+        else {}
+    )
+    with args.rows.open('a') as file:
+        for row in rows(args.only, args.part, known, {'TTA': tta, **({'ONNX': onnx} if args.onnx else {})}):
+            print(json.dumps(row), flush=True)
+            file.write(json.dumps(row) + '\n')
+            file.flush()
+
+
+if __name__ == '__main__':
+    main()
