@@ -1,15 +1,20 @@
 import argparse
 import json
+import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
+from mmengine.config import Config
 
 from mmriem.cli.compress import byte_count
 from mmriem.core.execution.journal import Journal
@@ -17,6 +22,8 @@ from mmriem.core.file import reading
 from mmriem.core.images.style_search import DEFAULT
 from mmriem.core.pipeline.solve_steps import DEFAULT_ERRORS
 from mmriem.engine import read_checkpoint
+from mmriem.engine.detector import build_detector
+from mmriem.engine.expectation import HOPELESS, expected_loss
 
 
 @pytest.fixture
@@ -479,3 +486,67 @@ def test_a_launcher_that_did_not_start_it(compress, monkeypatch):
     for launcher, name in (('pytorch', 'RANK'), ('slurm', 'SLURM_NODELIST'), ('mpi', 'OMPI_COMM_WORLD_SIZE')):
         error = compress('--launcher', launcher)
         assert error.startswith(f'error: --launcher {launcher}: expected {name} in the environment')
+
+
+# ---- what to expect of the file
+
+
+def test_a_hopeless_size_is_refused_and_the_smallest_that_is_not_is_named(compress, tmp_path, capsys):
+    arguments = ['--image-count', '2', '--no-recalibration', '--out', 'o.riem', '--no-progress']
+    error = compress('--size', '11kB', *arguments)
+    assert error.startswith('error: budget: expected a predicted error of the outputs of at most ') and not files(
+        tmp_path
+    )
+    size = re.search(r': --size (\d+(?:kB)?), or --allow-broken to write this one$', error)[1]
+    assert 11_000 < byte_count(size) < 60_000
+    assert compress('--size', size, *arguments) is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    assert 0.5 * HOPELESS < report['totals']['predicted_error'] <= HOPELESS
+    assert report['notes'] == [expected_loss(report['totals']['predicted_error'])]
+    assert compress('--size', '11kB', '--allow-broken', '--force', *arguments) is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    assert report['totals']['bytes'] <= 11_000 and report['totals']['predicted_error'] > HOPELESS
+    (note,) = report['notes']
+    assert note.startswith('expect that it finds next to nothing')
+    assert note in capsys.readouterr().out.replace('\n', ' ') and note[1:] in (tmp_path / 'o.html').read_text()
+
+
+def test_what_stays_dense_of_a_trained_model_is_told_with_the_flag_that_compresses_it(
+    call_here, tools, tiny_config, tmp_path, capsys
+):
+    config = Config.fromfile(tiny_config)
+    config.model.backbone.update(type='mmriem.RieMResNet', riem=dict(representation='bilinear', ratio=0.3))
+    config.dump(tmp_path / 'live.py')
+    torch.manual_seed(0)
+    torch.save({'state_dict': build_detector(config).state_dict()}, tmp_path / 'live.pth')
+    arguments = ['live.py', 'live.pth', '--metric', 'identity', '--out', 'o.riem']
+    assert call_here(tools / 'compress.py', *arguments) is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    rest = [w for w in report['weights'] if w['representation'] == 'dense' and math.prod(w['shape']) >= 512]
+    assert {w['name'].split('.')[0] for w in rest} == {'neck', 'bbox_head'}
+    told = f'{len(rest)} weights that have no states stay dense and take {sum(w["bits"] for w in rest) / 8:,.0f} of the'
+    assert told in capsys.readouterr().out and told in (tmp_path / 'o.html').read_text()
+    assert report['notes'][1].endswith('--bits, --ratio or --size compresses every weight anew')
+    assert call_here(tools / 'compress.py', *arguments, '--bits', '12', '--force') is None
+    report = json.loads((tmp_path / 'o.json').read_text())
+    assert not [w for w in report['weights'] if w['representation'] == 'dense' and math.prod(w['shape']) >= 512]
+    assert report['notes'] == ['what is lost is not predicted, since no images were run: evaluate the file']
+
+
+def test_the_written_config_draws_though_the_original_has_no_visualizer(call_here, tools, tiny_config, tmp_path):
+    config = Config.fromfile(tiny_config)
+    del config['visualizer']
+    config.dump(tmp_path / 'plain.py')
+    torch.save({'state_dict': build_detector(config).state_dict()}, tmp_path / 'plain.pth')
+    arguments = ['--metric', 'identity', '--representation', 'bilinear', '--out', 'o.riem']
+    assert call_here(tools / 'compress.py', 'plain.py', 'plain.pth', *arguments) is None
+    DetInferencer('o.py', 'o.riem', device='cpu', show_progress=False)
+    cv2.imwrite('image.png', np.zeros((64, 64, 3), np.uint8))
+    pair = ['plain.py', 'plain.pth', 'o.riem', 'image.png', '--out', 'pair.png', '--threshold', '0.9']
+    assert call_here(draw_pair(tools), *pair) is None
+    assert cv2.imread('pair.png').shape[1] == 2 * 64 + 8
+
+
+def draw_pair(tools):
+    """The tool, wherever in the folder it is."""
+    return next(tools.rglob('draw_pair.py'))

@@ -39,5 +39,8 @@ def reencode(
     }
     archive = archive_within(frame, weights, state_dict, average_bits(weights, views, state_dict))
     report = archive_report(archive, model, views, weights)
+    for entry in report['weights']:
+        entry.update(metric='identity', seconds=0.0)
+    report['totals'].update(predicted_error=None, tuning=None, stages={})
     report['totals']['wall_seconds'] = time.perf_counter() - started
     return Compressed(archive, report)
