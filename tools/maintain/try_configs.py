@@ -2,8 +2,8 @@
 
     python tools/maintain/try_configs.py [--only FOLDER ...] [--out docs/configs.md] [--rows work_dirs/configs.jsonl]
 
-Each one is compressed with both metrics, loaded as a stock detector and as one of RieM modules, whose outputs must be the
-same; then it is exported to ONNX, compared in onnxruntime, and run with test-time augmentation. What fails is one line.
+Each one is compressed with both metrics, loaded as a stock detector and as one of RieM modules, whose outputs must be
+the same; then it is exported to ONNX, compared in onnxruntime, and run with test-time augmentation. What fails is one line.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,16 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 
+from mmriem.core.errors import RiemError
 from mmriem.core.images.procedural import procedural_images
 from mmriem.core.pipeline.settings import Settings
-from mmriem.core.errors import RiemError
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.checkpoint import load_into
 from mmriem.engine.compression import Outputs, compress_detector
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector, init_detector
 from mmriem.engine.export import RawOutputs, write_onnx
-from mmriem.engine.pipeline import input_size, pipeline_steps, resized, inner_test_set, type_name
+from mmriem.engine.pipeline import inner_test_set, input_size, pipeline_steps, resized, type_name
 from mmriem.engine.probe import build_probe
 from mmriem.engine.scheme import load_from_riem
 
@@ -64,7 +65,7 @@ CHANNELS = {
     ),
 }
 WIDTHS = {
-    **dict.fromkeys(('ResNet', 'ResNetV1d', 'Res2Net', 'DetectoRS_ResNet', 'TridentResNet'), {'base_channels': 64}),
+    **{name: {'base_channels': 64} for name in ('ResNet', 'ResNetV1d', 'Res2Net', 'DetectoRS_ResNet', 'TridentResNet')},
     'HourglassNet': {'feat_channel': 256},
     'SwinTransformer': {'embed_dims': 96},
 }
@@ -147,18 +148,18 @@ def trial(path: Path, work: Path, checks: Callable[..., None] | None = None) -> 
     if sum(tensor.numel() for tensor in state.values()) > MOST:
         small = sorted(weights, key=lambda view: (state[view.name].numel(), view.name))
         include = [view.name for view in small[:: max(1, len(small) // (2 * SOME))][:SOME]]
-    settings = Settings(bits=6.0, include=tuple(include), trellis=False)
+    settings = Settings.of(bits=6.0, include=tuple(include), trellis=False)
     for metric in ('identity', 'pullback'):
         outputs = Outputs.named(work / f'{metric}.riem', str(written), str(checkpoint))
         images = {'image_count': 1} if metric == 'pullback' else {}
-        row[metric] = _said(lambda: _compressed(str(written), str(checkpoint), outputs, settings, metric, images))
+        row[metric] = _said(partial(_compressed, str(written), str(checkpoint), outputs, settings, metric, images))
     outputs = Outputs.named(work / 'pullback.riem', str(written), str(checkpoint))
     if not outputs.riem.exists():
         outputs = Outputs.named(work / 'identity.riem', str(written), str(checkpoint))
     if not outputs.riem.exists():
         return row
     row['live'] = _said(lambda: _live(outputs))
-    return {**row, **{name: _said(lambda: check(outputs)) for name, check in (checks or {}).items()}}
+    return {**row, **{name: _said(partial(check, outputs)) for name, check in (checks or {}).items()}}
 
 
 def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module | None]:
@@ -275,7 +276,8 @@ def _said(work: Callable[[], str]) -> str:
         return f'no: {error}'
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return f'TRACEBACK {type(error).__name__}: {" ".join(str(error).split())[:160]} ({Path(place.filename).name}:{place.lineno})'
+        said = ' '.join(str(error).split())[:160]
+        return f'TRACEBACK {type(error).__name__}: {said} ({Path(place.filename).name}:{place.lineno})'
 
 
 def in_a_fork(path: Path, checks: dict[str, Callable] | None) -> dict[str, str]:
