@@ -3,7 +3,8 @@
     python tools/maintain/try_configs.py [--only FOLDER ...] [--out docs/configs.md] [--rows work_dirs/configs.jsonl]
 
 Each one is compressed with both metrics, loaded as a stock detector and as one of RieM modules, whose outputs must be
-the same; then it is exported to ONNX, compared in onnxruntime, and run with test-time augmentation. What fails is one line.
+the same; then it is exported to ONNX, compared in onnxruntime, and run with test-time augmentation. What fails is one
+line.
 """
 
 from __future__ import annotations
