@@ -92,7 +92,7 @@ class ImageClassifier(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.head = nn.Identity() if head is None else MODELS.build(head)
         self.label_smoothing = label_smoothing
-        self.register_load_state_dict_pre_hook(_name_as_backbone)
+        self._register_load_state_dict_pre_hook(_name_as_backbone, with_module=True)  # public from torch 2.5 on
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Normalised images `(n, channels, h, w)` to logits `(n, classes)`.

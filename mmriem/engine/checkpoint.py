@@ -82,7 +82,7 @@ def unpickle(path: Path, *, trust: bool = False, map_location: Any = 'cpu') -> A
         raise _refusal(path, error) from error
     except ImportError as error:
         raise RiemError(f'{path}: needs a module that is not installed ({error}); install it') from error
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         raise RiemError(

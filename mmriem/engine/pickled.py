@@ -3,7 +3,7 @@
 torch's weights-only unpickler builds tensors and plain containers, and looks other names up in an
 allow-list. MMEngine's runner checkpoints need a few names more: `HistoryBuffer`, numpy scalars and arrays,
 `ConfigDict`, and `getattr` for the methods that a `HistoryBuffer` carries. Each is bound to a stand-in, see
-`mmriem.core.safe_pickle`.
+`mmriem.core.safe_pickle`. Before torch 2.6, whose own reader cannot be told so, `plain_pickle` reads instead.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
-from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from mmriem.core.safe_pickle import ARRAYS, StandIn, build
 
+from .plain_pickle import read_plain
+
 __all__ = ['load_plain']
+
+OLD_TORCH = torch.__version__ < (2, 6)
+"""Whether the allow-list of torch's own reader takes no stand-ins."""
 
 STATISTICS = ('min', 'max', 'mean', 'current')
 
@@ -61,14 +65,15 @@ STAND_INS = {
 @contextmanager
 def _only_stand_ins() -> Iterator[None]:
     """Make the stand-ins the whole allow-list; what other code has allowed comes back at the end."""
-    before = get_safe_globals()
-    clear_safe_globals()
-    add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
+    allowed = torch.serialization
+    before = allowed.get_safe_globals()
+    allowed.clear_safe_globals()
+    allowed.add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
     try:
         yield
     finally:
-        clear_safe_globals()
-        add_safe_globals(before)
+        allowed.clear_safe_globals()
+        allowed.add_safe_globals(before)
 
 
 def load_plain(path: str, map_location: Any = 'cpu') -> Any:
@@ -83,6 +88,8 @@ def load_plain(path: str, map_location: Any = 'cpu') -> Any:
             `GLOBAL NAME` in it.
         Exception: whatever a damaged file makes torch or numpy raise.
     """
+    if OLD_TORCH:
+        return build(read_plain(path, STAND_INS, map_location))
     with _only_stand_ins():
         tree = torch.load(path, map_location=map_location, weights_only=True)
     return build(tree)

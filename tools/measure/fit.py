@@ -17,6 +17,7 @@ from torch import Tensor
 from mmriem.core import get_representation
 from mmriem.core.errors import RiemError
 from mmriem.core.representations.sigmoid.representation import Sigmoid, parameter_count, payload_bits
+from mmriem.core.torch_versions import fused_adam
 from mmriem.core.weights.views import WeightView
 from mmriem.engine import read_checkpoint
 from mmriem.engine.command_line import run
@@ -97,7 +98,7 @@ class Published:
         linears = [uniform(dq**-0.5, shifts, dmu, dq), uniform(dq**-0.5, shifts, dmu)]
         self.matrix = matrix
         self.parameters = [*states, *linears, uniform(dmu**-0.5, dmu), uniform(dmu**-0.5, 1)]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=5e-5, fused=True)
+        self.optimiser = fused_adam(self.parameters, lr=5e-5)
         self._sigmoids = torch.empty(*matrix.shape, shifts * dmu)
 
     def step(self) -> None:

@@ -14,19 +14,17 @@ applied as a dense one. ``matrix_free``: it is made block by block in each run, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ..file.archive import WeightRecord
 from ..representations.base import FLOAT_BITS, Work
+from ..torch_versions import attention_as_products
 from ..weights.views import every_weight, parameter_owners
 
 WAYS = ('dense', 'regeneration', 'product', 'matrix_free')
@@ -56,7 +54,7 @@ def count_macs(model: nn.Module, run: Callable[[], Any]) -> Macs:
     """
     places = {owner.name: getattr(owner.module, owner.attribute) for owner in parameter_owners(model)}
     names = {_memory(places[view.name]): view.name for view in every_weight(model)}
-    with torch.no_grad(), _products_alone(), _Counter(names) as counter:
+    with torch.no_grad(), attention_as_products(), _Counter(names) as counter:
         run()
     return Macs({name: counter.macs.get(name, 0) for name in names.values()}, counter.macs.get(None, 0))
 
@@ -151,8 +149,41 @@ def _totals(entries: Iterable[Mapping[str, Any]], key: str, others: int) -> dict
     return {way: total if way == 'regeneration' else total + others for way, total in sums.items()}
 
 
+def _product(left: Tensor, right: Tensor, **_: Any) -> int:
+    """Multiply-adds of ``(..., n, k) @ (..., k, m)``; of ``(n, k) @ (k,)``; of ``(k,) @ (k,)``."""
+    return left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
+
+
+def _added_product(added: Tensor, left: Tensor, right: Tensor, **_: Any) -> int:
+    return _product(left, right)
+
+
+def _convolution(
+    inputs: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    *_: Any, out: Tensor,
+) -> int:  # fmt: skip
+    """Each weight is applied at each position of the output, of a transposed one at each of the input."""
+    positions = math.prod((inputs if transposed else out).shape[2:])
+    return len(inputs) * positions * weight.numel()
+
+
+aten = torch.ops.aten
+FORMULAS = {
+    aten.mm: _product,
+    aten.bmm: _product,
+    aten.mv: _product,
+    aten.dot: _product,
+    aten.addmm: _added_product,
+    aten.addmv: _added_product,
+    aten.addbmm: _added_product,
+    aten.baddbmm: _added_product,
+    aten.convolution: _convolution,
+}
+"""Multiply-adds by operation; all others that multiply are made of these."""
+
+
 class _Counter(TorchDispatchMode):
-    """Multiply-adds of all operations that PyTorch has a formula for, by the name of the weight they read, or None."""
+    """Multiply-adds of the operations in :data:`FORMULAS`, by the name of the weight they read, or None."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
@@ -160,7 +191,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
+        formula = FORMULAS.get(func._overloadpacket)
         if formula is None:
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -168,22 +199,10 @@ class _Counter(TorchDispatchMode):
         result = func(*args, **kwargs)
         read = (self.names.get(_memory(x)) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         name = next((name for name in read if name is not None), None)
-        self.macs[name] = self.macs.get(name, 0) + formula(*args, **kwargs, out_val=result) // 2
+        self.macs[name] = self.macs.get(name, 0) + formula(*args, out=result)
         return result
 
 
 def _memory(tensor: Tensor) -> int:
     """The same for a parameter and all views on it."""
     return tensor.untyped_storage()._cdata
-
-
-@contextmanager
-def _products_alone() -> Iterator[None]:
-    """Attention as products that can be seen, without fused kernels."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...torch_versions import fused_adam
 from ..grid import Grid
 from .least_squares import Side, improve, round_states
 from .regeneration import STATE_NAMES, Tile, _blocks, decay_of, random_metric, shifted
@@ -139,7 +140,7 @@ class Fit:
         self.damping_q, self.damping_p = (q.new_full(side.shape[:2], 0.1) for side in (self.q, self.p))
         start = random_metric(dq, dmu, shifts, 0.7 if self.bits >= 8 else 1.0, generator)
         self.metric = [parameter.to(device) for parameter in start]
-        self.optimiser = torch.optim.Adam(self.metric, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
+        self.optimiser = fused_adam(self.metric, lr=LEARNING_RATE, betas=(0.9, 0.99))
         self.sigmoids = self.target[0].numel() * shifts * dmu
         self.error = math.inf
         self.idle = 0
