@@ -18,6 +18,7 @@ from mmdet.models.detectors import SingleStageDetector
 from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.stock import written_whole
 
 from .guard import guarded, in_one_line
 
