@@ -3,7 +3,7 @@ VENV ?= .venv
 export VENV STACK
 PY = $(VENV)/bin/python
 
-.PHONY: setup demo demo-classification test test-matrix check-mmcv lint clean
+.PHONY: setup demo demo-classification test test-configs test-matrix check-mmcv lint clean
 
 setup:
 	@bash tools/setup_env.sh
@@ -32,6 +32,9 @@ test-matrix: setup
 # compiles mmcv the ordinary way, too (15 minutes on 2 cores), and compares all its ops with those of the quick build
 check-mmcv: setup
 	$(PY) tools/maintain/check_mmcv.py --build $$(sed -n 's/^# build: //p' requirements-$$(cat $(VENV)/.stack).txt)
+
+test-configs: setup
+	$(PY) -m pytest -m configs tests/configs/test_stock.py
 
 lint: setup
 	$(PY) -m ruff check .
