@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmriem.core.errors import RiemError
+from mmriem.core.errors import Hopeless, RiemError
 from mmriem.core.file import reading, writing
 from mmriem.core.file.archive import Archive
 from mmriem.core.file.manifest import Source
@@ -466,6 +466,19 @@ def test_a_tolerance_is_used_up_from_below(tolerance, classifier):
         entry['distortion'] for entry in report['weights'] if entry['metric'] != 'identity' and entry['distortion']
     ]
     assert math.sqrt(sum(distortions)) == pytest.approx(report['totals']['predicted_error'])
+
+
+def test_a_budget_of_too_large_an_error_is_refused_with_a_size_that_is_not(classifier):
+    told = dict(probe=images(), dataset_meta=META, source=SOURCE, most_error=0.2)
+    for budget in (dict(bits=1.0), dict(tolerance=0.3)):
+        with pytest.raises(
+            Hopeless, match=r'a predicted error of the outputs of at most 0\.2, found .* about [\d,]+ bytes$'
+        ) as e:
+            compress(classifier, Settings.of(tuning=0, **budget), **told)
+        totals = compress(classifier, Settings.of(tuning=0, size=e.value.size + 2), **told).report['totals']
+        assert 0.9 * 0.2 < totals['predicted_error'] <= 0.2
+    totals = compress(classifier, Settings.of(tuning=0, bits=1.0), **{**told, 'most_error': math.inf}).report['totals']
+    assert totals['predicted_error'] > 0.2
 
 
 def test_the_predicted_error_is_about_the_measured_one(classifier):
