@@ -136,6 +136,8 @@ def _probe(
     if len(given) == 2:
         raise RiemError('compress: expected input_size or inputs, found both; give one')
     if inputs is not None:
+        if not inputs.isfinite().all():
+            raise RiemError('inputs: expected finite values, found NaN or infinite ones; leave them out')
         probe = ImageProbe(inputs)
     else:
         given = {'input_size': input_size, 'mean': mean, 'std': std}

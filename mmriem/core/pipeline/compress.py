@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..budget.plan import DENSE_BITS, RECORD_BITS, Plan, allocate, target_bits
-from ..budget.scale import CLOSE_ENOUGH, relative_steps, search
+from ..budget.scale import CLOSE_ENOUGH, COARSEST, relative_steps, search
 from ..correction.recalibration import OBSERVER, observe, recalibrate, recalibrated_keys
 from ..correction.tuning import Tuned, tune
 from ..errors import RiemError
@@ -594,7 +594,7 @@ class _Job:
                 for view in self.views
             )
             scale *= 2 ** ((rate - wanted) / self.elements)
-        return min(max(scale, 1e-3), 1e3)
+        return min(max(scale, 1e-3), COARSEST)
 
     def _wanted_bits(self) -> float:
         settings = self.settings
@@ -772,6 +772,8 @@ def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
     """The tensor such that it takes no more bytes than the original: in fp16 where that was exact enough."""
     if not tensor.is_floating_point() or store(key, original).layout.storage != 'half':
         return tensor
+    if not tensor.half().any():
+        return torch.zeros_like(tensor)  # not of either sign: a constant takes no bytes
     limit = torch.finfo(torch.float16).max
     return tensor.clamp(-limit, limit).half().to(tensor.dtype)
 
