@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from .core.atomic import remove_leftovers, whole_file
 from .core.errors import RiemError
 from .core.file import reading
 
@@ -87,18 +87,16 @@ def with_tuples(dataset_meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def written_whole(target: str | os.PathLike, force: bool) -> Iterator[Path]:
-    """A file in the same folder to write to, which takes the place of `target` at the end.
+def written_whole(target: str | os.PathLike, force: bool) -> Iterator[BinaryIO]:
+    """A stream of bytes that take the place of `target` at the end.
 
     Raises:
-        RiemError: `target` exists and `force` is not given.
+        RiemError: `target` exists and `force` is not given, or it cannot be written.
     """
     target = Path(target)
     if target.exists() and not force:
         raise RiemError(f'{target}: exists already; choose another name or pass --force')
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.name}.') as scratch:
-        # the file's own name, because torch.save writes it into the archive
-        fresh = Path(scratch) / target.name
-        yield fresh
-        os.replace(fresh, target)
+    remove_leftovers(target.parent)
+    with whole_file(target) as stream:
+        yield stream

@@ -26,9 +26,10 @@ from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
 from mmriem.core.representations.lattice.representation import Lattice
 from mmriem.engine.command_line import run
-from mmriem.engine.compression import METRICS, Outputs, compress_detector
+from mmriem.engine.compression import METRICS, compress_detector
 from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
 from mmriem.engine.evaluation import evaluate
+from mmriem.engine.outputs import Outputs
 from mmriem.engine.progress import show_progress
 from mmriem.engine.terminal import plain_console
 from mmriem.visualization import cells, command_and_machine, draw_curves, machine, markdown, write_csv

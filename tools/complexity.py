@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from mmengine.config import DictAction
 
+from mmriem.core.atomic import write_whole
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import run
 from mmriem.engine.complexity import image_shape, measure_complexity, print_complexity
@@ -55,7 +55,7 @@ def main() -> None:
         config, args.checkpoint, shape, activation_bits=args.activation_bits, trust=args.trust_checkpoint
     )
     if args.out:
-        Path(args.out).write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+        write_whole(args.out, json.dumps(report, indent=1) + '\n')
     print_complexity(report)
 
 

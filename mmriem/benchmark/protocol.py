@@ -23,6 +23,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
+from mmriem.core.atomic import write_whole
 from mmriem.core.budget.plan import allocate
 from mmriem.core.errors import RiemError
 from mmriem.core.file import writing
@@ -382,9 +383,7 @@ class _Results:
         """What is known by that key, found now if it is not."""
         if key not in self.found:
             self.found[key] = find()
-            temporary = self.path.with_suffix('.tmp')
-            temporary.write_text(json.dumps(self.found, indent=1) + '\n', encoding='utf-8')
-            os.replace(temporary, self.path)
+            write_whole(self.path, json.dumps(self.found, indent=1) + '\n')
         return self.found[key]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmriem.core.atomic import write_whole
 from mmriem.core.errors import RiemError
 from mmriem.core.images.probe import Probe
 from mmriem.core.weights.views import find_weights
@@ -123,9 +124,7 @@ class Benchmark:
             return json.loads(path.read_text(encoding='utf-8'))
         cell = find()
         self.cells.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix('.tmp')
-        unfinished.write_text(json.dumps(cell, indent=1) + '\n', encoding='utf-8')
-        os.replace(unfinished, path)
+        write_whole(path, json.dumps(cell, indent=1) + '\n')
         return cell
 
     def _measured(

@@ -6,9 +6,9 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from mmriem.core.atomic import remove_leftovers, scratch_folder
 from mmriem.visualization import command_and_machine, draw_curves, markdown, write_csv
 
 from .runner import ORIGINAL
@@ -175,14 +175,13 @@ def write_results(rows: Sequence[Row], folder: str | os.PathLike, own: Sequence[
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = table_text(rows, own, notes, command_and_machine())
-    with TemporaryDirectory(dir=folder, prefix='.') as fresh:
-        write_csv(rows, COLUMNS, Path(fresh) / 'table.csv')
-        (Path(fresh) / 'table.md').write_text(text, encoding='utf-8')
-        draw_curves(
-            rows, Path(fresh) / 'picture.png', panel='network', value='accuracy', label='mAP or top-1, %', log=True
-        )
-        for path in Path(fresh).iterdir():
-            os.replace(path, folder / path.name)
+    remove_leftovers(folder)
+    with scratch_folder(folder / 'table') as fresh:
+        write_csv(rows, COLUMNS, fresh / 'table.csv')
+        (fresh / 'table.md').write_text(text, encoding='utf-8')
+        draw_curves(rows, fresh / 'picture.png', panel='network', value='accuracy', label='mAP or top-1, %', log=True)
+        for name in ('table.csv', 'table.md', 'picture.png'):
+            os.replace(fresh / name, folder / name)
 
 
 def table_text(rows: Sequence[Row], own: Sequence[str], notes: Sequence[str], origin: str) -> str:

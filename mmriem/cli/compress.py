@@ -13,7 +13,8 @@ from mmriem.api import unavailable
 from mmriem.core import representation_names
 from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
-from mmriem.engine.compression import METRICS, Outputs, compress_detector, print_report
+from mmriem.engine.compression import METRICS, compress_detector, print_report
+from mmriem.engine.outputs import Outputs
 from mmriem.engine.processes import LAUNCHERS, joined
 from mmriem.engine.progress import show_progress
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +29,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_digits
 
+from mmriem.core.atomic import remove_leftovers, scratch_folder
 from mmriem.core.errors import RiemError
 
 CLASSES = tuple('0123456789')
@@ -94,11 +94,12 @@ def write_digits(
                 'settings or with changed files; pass --force (force=True) to replace it'
             )
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f'.{root.name}.') as scratch:
-        fresh = Path(scratch) / 'new'
+    remove_leftovers(root.parent)
+    with scratch_folder(root) as scratch:
+        fresh = scratch / 'new'
         _write_set(fresh, settings, progress)
         if root.exists():
-            os.rename(root, Path(scratch) / 'old')
+            os.rename(root, scratch / 'old')
         os.rename(fresh, root)
     return True
 

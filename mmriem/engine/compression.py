@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
-import secrets
 import shlex
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ import torch
 from mmengine.config import Config
 from rich.table import Table
 
+from mmriem.core.atomic import write_whole
 from mmriem.core.errors import Hopeless, Interrupted, RiemError
+from mmriem.core.execution.environment import arithmetic
 from mmriem.core.execution.executor import Executor
 from mmriem.core.execution.journal import Journal
 from mmriem.core.execution.workers import Workers
@@ -41,89 +42,28 @@ from .detector import build_detector, dataset_meta
 from .drawing import with_visualizer
 from .expectation import HOPELESS, notes
 from .loading_config import LoadingConfig
+from .outputs import WRITING, Outputs
 from .probe import ConfigProbe, build_probe
 from .terminal import plain_console
 
-__all__ = ['METRICS', 'Outputs', 'compress_detector', 'print_report']
+__all__ = ['METRICS', 'compress_detector', 'print_report']
 
 PULLBACK, IDENTITY = METRICS = ('pullback', 'identity')
-LONGEST_NAME = 200
-"""Bytes of a file's name, of the 255 that file systems allow: those of journals and temporary files are longer."""
-_WRITING = 'outputs'
-"""The piece of a journal that says that the outputs are being written."""
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The files of a compression, side by side under one name."""
+def _alone(compress: Callable[..., dict[str, Any] | None]) -> Callable[..., dict[str, Any] | None]:
+    """Of several runs into the same outputs only the first one does it."""
 
-    riem: Path
+    @functools.wraps(compress)
+    def held(config: str, checkpoint: str, outputs: Outputs, *arguments: Any, **options: Any) -> dict[str, Any] | None:
+        workers = options.get('workers')
+        with outputs.held() if workers is None or workers.rank == 0 else nullcontext():
+            return compress(config, checkpoint, outputs, *arguments, **options)
 
-    @classmethod
-    def named(cls, out: str | os.PathLike | None, config: str, checkpoint: str) -> Outputs:
-        """By what the user gave: a file `NAME.riem`, a folder, or nothing for `work_dirs/NAME-OF-CONFIG`."""
-        path = Path('work_dirs') / config_path(config).stem if out is None else Path(out)
-        if path.suffix != path.suffix.lower() == '.riem':
-            raise RiemError(f'--out {out}: expected a name that ends in .riem, in small letters; rename it')
-        if path.suffix != '.riem':
-            path = path / f'{Path(checkpoint).stem}.riem'
-        return cls(path)
-
-    @property
-    def config(self) -> Path:
-        """The config that loads the file."""
-        return self.riem.with_suffix('.py')
-
-    @property
-    def report(self) -> Path:
-        """The report for programs."""
-        return self.riem.with_suffix('.json')
-
-    @property
-    def page(self) -> Path:
-        """The report for people."""
-        return self.riem.with_suffix('.html')
-
-    @property
-    def journal(self) -> Journal:
-        """What keeps the finished weights of a compression until its outputs are there."""
-        return Journal(self.riem.with_name(f'{self.riem.name}.journal'))
-
-    def check(self, *, force: bool, resume: bool = False) -> None:
-        """Make the folder, and see that nothing is there that may not be replaced.
-
-        Args:
-            force: whatever is there may be, the journal of an unfinished compression too.
-            resume: that journal stays; so may outputs that the unfinished compression had begun to write.
-
-        Raises:
-            RiemError: an output or a journal exists, the name is too long, or the folder cannot be made or written.
-        """
-        if (length := len(os.fsencode(self.riem.name))) > LONGEST_NAME:
-            raise RiemError(
-                f'{self.riem}: expected a name of at most {LONGEST_NAME} bytes, found {length}; choose one with --out'
-            )
-        if self.journal.exists() and not resume:
-            if not force:
-                raise RiemError(
-                    f'{self.journal.folder}: expected none, found the journal of an unfinished compression with '
-                    f'{len(self.journal)} finished pieces; go on with --resume, or start over with --force'
-                )
-            self.journal.remove()
-        force = force or (resume and self.journal.get(_WRITING) is not None)
-        for path in (self.riem, self.config, self.report, self.page):
-            if path.is_dir():
-                raise RiemError(f'{path}: expected the name of a file to write, found a folder')
-            if os.path.lexists(path) and not force:
-                raise RiemError(f'{path}: expected no file of that name, found one; pass --force to replace it')
-        try:
-            self.riem.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RiemError(f'{self.riem.parent}: the folder cannot be made ({error.strerror})') from error
-        if not os.access(self.riem.parent, os.W_OK):
-            raise RiemError(f'{self.riem.parent}: the folder cannot be written; choose another with --out')
+    return held
 
 
+@_alone
 def compress_detector(
     config: str,
     checkpoint: str,
@@ -206,6 +146,11 @@ def compress_detector(
     executor = Executor(threads, workers)
     probe = build_probe(cfg, model, image_count, settings.fit.seed, images, executor) if has_images else None
     identity = _identity(cfg, read.sha256, settings, metric, probe, device)
+    finished = outputs.finished(identity) if resume and workers.rank == 0 else None
+    if workers.exchange(b'' if finished is None else b'finished')[0]:
+        return None if finished is None else _ended(outputs, finished)
+    if resume and workers.rank == 0 and not outputs.journal.holds(WRITING):
+        outputs.refuse_occupied(force=force)
     journal = _begun(outputs, workers, identity, start_over=force and not resume)
     try:
         if is_trained:
@@ -239,32 +184,62 @@ def compress_detector(
         workers.exchange(b'')
         journal.remove()
         return None
-    started = time.perf_counter()
-    journal.put(_WRITING, b'')
-    writing.write(outputs.riem, compressed.archive, force=force or resume)
-    compressed.report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
     report = {
         'file': outputs.riem.name,
         'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
         **compressed.report,
     }
     report['notes'] = notes(report)
-    loading.write(outputs.config)
-    _write_text(outputs.report, json.dumps(report, indent=1) + '\n')
-    _write_text(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
+    with _kept_on_failure():
+        journal.put(WRITING, b'')
+        started = time.perf_counter()
+        writing.write(outputs.riem, compressed.archive, force=force or resume)
+        report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
+        loading.write(outputs.config)
+        write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
+        report.update(outputs.signature(identity))
+        write_whole(outputs.report, json.dumps(report, indent=1) + '\n')  # the last one, as it says that all are there
     workers.exchange(b'')
     journal.remove()
     return report
 
 
+@contextmanager
+def _kept_on_failure() -> Iterator[None]:
+    """Within, the journal holds everything that the outputs are made of, as errors say."""
+    try:
+        yield
+    except RiemError as error:
+        raise Interrupted(f'{error}; what is finished is kept, go on with --resume') from error
+
+
+def _ended(outputs: Outputs, report: dict[str, Any]) -> dict[str, Any]:
+    """The report of outputs that an earlier run has finished, perhaps not its journal."""
+    journal = outputs.journal
+    if journal.exists():
+        journal.begin(report['identity'])  # refuses that of another compression
+        journal.remove()
+    return {**report, 'notes': [*report['notes'], 'all outputs were there: nothing was left to do']}
+
+
 def _begun(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, start_over: bool) -> Journal:
-    """The journal, which all processes of a machine have in common, and all of those that see the same folder."""
+    """The journal, which all processes of a machine have in common, and all of those that see the same folder.
+
+    Raises:
+        RiemError: it is of another compression, or a process differs in what finished weights depend on.
+    """
     journal = outputs.journal
     if workers.rank > 0:
         outputs.riem.parent.mkdir(parents=True, exist_ok=True)
         if start_over:
             journal.remove()
-    workers.exchange(b'')
+    first = json.loads(workers.exchange(json.dumps(identity).encode())[0])
+    for key, value in json.loads(json.dumps(identity)).items():
+        if value != first.get(key):
+            raise RiemError(
+                f'process {workers.rank} of {workers.size}: expected {key} {first.get(key)} as in the first one, found '
+                f'{value}; start them on the same input and on like machines'
+            )
     for is_first in (True, False):  # the first process makes the folder, the others find it
         if is_first == (workers.rank == 0):
             journal.begin(identity)
@@ -279,7 +254,7 @@ def _identity(
     images = {} if probe is None else {**probe.describe(), 'sha256': probe.digest()}
     return {
         'mmriem': __version__,
-        'torch': torch.__version__,
+        **arithmetic(device),
         'config': hashlib.sha256(json.dumps(config.to_dict(), default=repr).encode()).hexdigest(),
         'checkpoint': checkpoint,
         'metric': metric,
@@ -356,14 +331,3 @@ def _numel(weight: Mapping[str, Any]) -> int:
     for size in weight['shape']:
         numel *= size
     return numel
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f'.{secrets.token_hex(4)}.tmp')
-    try:
-        temporary.write_text(text, encoding='utf-8')
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -64,7 +64,7 @@ def write_onnx(
         graph = program.model_proto
         onnx.helper.set_model_props(graph, _metadata(model))
         onnx.checker.check_model(graph)
-        onnx.save(graph, str(fresh))
+        onnx.save(graph, fresh)
     return names
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmriem.core.atomic import scratch_folder, write_whole
 from mmriem.core.errors import RiemError
 
 from .config import load_strictly, read_config, scope_of
@@ -63,14 +63,11 @@ class LoadingConfig:
         Raises:
             RiemError: it reads back as something else.
         """
-        temporary = path.with_name(f'.{secrets.token_hex(4)}.py')
-        try:
-            temporary.write_text(self.text, encoding='utf-8')
-            self._check(temporary)
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        with scratch_folder(path) as folder:
+            fresh = folder / 'loading.py'
+            write_whole(fresh, self.text)
+            self._check(fresh)
+            os.replace(fresh, path)
 
     def _lines(self) -> Iterator[str]:
         for key, value in self._values.items():

@@ -20,8 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmriem.core.file import reading
 from mmriem.core.live.states import WeightStates
 from mmriem.core.pipeline.settings import Settings
-from mmriem.engine.compression import Outputs, compress_detector
+from mmriem.engine.compression import compress_detector
 from mmriem.engine.detector import build_detector
+from mmriem.engine.outputs import Outputs
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64

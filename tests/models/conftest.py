@@ -63,7 +63,8 @@ def trained(stock_config, tmp_path_factory) -> Path:
 def riem_files(stock_config, trained, tmp_path_factory) -> dict[str, Path]:
     """`trained` compressed whole, by representation; one block of the backbone stays dense."""
     from mmriem.core.pipeline.settings import Settings
-    from mmriem.engine.compression import Outputs, compress_detector
+    from mmriem.engine.compression import compress_detector
+    from mmriem.engine.outputs import Outputs
 
     files = {}
     for name in ('bilinear', 'lattice', 'sigmoid'):

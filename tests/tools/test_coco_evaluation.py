@@ -16,7 +16,8 @@ STOCK = Path(find_spec('mmdet').origin).parent / '.mim' / 'tools'
 def written(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     """The config of a compressed tiny detector; the file lies beside it."""
     from mmriem.core.pipeline.settings import Settings
-    from mmriem.engine.compression import Outputs, compress_detector
+    from mmriem.engine.compression import compress_detector
+    from mmriem.engine.outputs import Outputs
 
     outputs = Outputs(tmp_path_factory.mktemp('written') / 'tiny.riem')
     compress_detector(str(tiny_config), str(runner_checkpoint), outputs, Settings.of(bits=6.0), metric='identity')

@@ -5,9 +5,12 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,13 +20,17 @@ from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
 from mmriem.cli.compress import byte_count
+from mmriem.core import atomic
+from mmriem.core.atomic import temporary_path
+from mmriem.core.errors import Interrupted
 from mmriem.core.execution.journal import Journal
-from mmriem.core.file import reading
+from mmriem.core.file import reading, writing
 from mmriem.core.images.style_search import DEFAULT
 from mmriem.core.pipeline.solve_steps import DEFAULT_ERRORS
 from mmriem.engine import read_checkpoint
 from mmriem.engine.detector import build_detector
 from mmriem.engine.expectation import expected_loss
+from mmriem.engine.outputs import Outputs
 
 
 @pytest.fixture
@@ -229,7 +236,7 @@ def test_interrupted_leaves_nothing(tools, tiny_config, runner_checkpoint, tmp_p
         'interrupted: nothing was written; what is finished is kept, go on with --resume' in printed
         and 'Traceback' not in printed
     )
-    assert list((tmp_path / 'o').iterdir()) == [journal]
+    assert list((tmp_path / 'o').iterdir()) == [journal]  # and no lock: this was no kill
     assert list(journal.glob('settings.json')) and not list(journal.glob('.*'))
 
 
@@ -410,7 +417,7 @@ def test_killed_refused_and_resumed(compress, tools, tiny_config, runner_checkpo
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert files(tmp_path) == ['o.riem.journal']
+    assert files(tmp_path) == ['o.riem.journal', 'o.riem.lock']
     kept = {path: path.stat().st_mtime_ns for path in journal.glob('*.piece')}
     assert len(kept) >= 90
     error = compress('--out', 'o.riem', *LATTICE)
@@ -450,7 +457,75 @@ def test_a_kill_while_the_outputs_are_written(compress, whole_file, tmp_path, mo
     (tmp_path / 'o.riem').write_bytes(b'older')
     assert compress(*arguments) is None
     assert (tmp_path / 'o.riem').read_bytes() == whole_file and not (tmp_path / 'o.riem.journal').exists()
+
+
+def test_all_is_done_already(compress, whole_file, tmp_path, monkeypatch, capsys):
+    """Killed after the last output was there, before the journal was gone, or after that."""
+    arguments = ['--out', 'o.riem', *LATTICE]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, 'remove', lambda journal: None)
+        assert compress(*arguments) is None
+    left = temporary_path(tmp_path / 'o.riem.journal')
+    left.mkdir()
+    (left / 'piece').write_bytes(b'of a journal that was being removed')
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob('o.*') if path.is_file()}
+    for _ in range(2):
+        capsys.readouterr()
+        assert compress(*arguments, '--resume') is None
+        printed = capsys.readouterr().out
+        assert 'all outputs were there: nothing was left to do' in printed and 'evaluate: ' in printed
+        assert files(tmp_path) == ['o.html', 'o.json', 'o.py', 'o.riem']
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert (tmp_path / 'o.riem').read_bytes() == whole_file
+    for others in (['--bits', '5', '--image-count', '4'], [*LATTICE, '--cfg-options', 'model.test_cfg.nms_pre=99']):
+        error = compress('--out', 'o.riem', '--resume', *others)
+        assert error.startswith('error: o.riem: expected no file of that name'), error
     assert compress(*arguments).startswith('error: o.riem: expected no file of that name')
+    (tmp_path / 'o.html').unlink()
+    assert compress(*arguments, '--resume').startswith('error: o.riem: expected no file of that name')
+    assert times[tmp_path / 'o.riem'] == (tmp_path / 'o.riem').stat().st_mtime_ns
+
+
+def test_a_second_run_is_refused_and_disturbs_nothing(compress, tmp_path):
+    (tmp_path / 'o.riem.journal').mkdir()
+    with Outputs(tmp_path / 'o.riem').held():
+        for flags in ([], ['--resume'], ['--force']):
+            error = compress('--out', 'o.riem', *LATTICE, *flags)
+            assert f'found process {os.getpid()} on {socket.gethostname()}' in error and '\n' not in error
+        assert files(tmp_path) == ['o.riem.journal', 'o.riem.lock']
+
+
+@pytest.mark.parametrize('output', ['o.riem', 'o.html'])
+def test_a_disk_that_is_full_while_the_outputs_are_written(compress, whole_file, tmp_path, monkeypatch, output):
+    """One clear error, and going on writes what is missing."""
+
+    @contextmanager
+    def full(target, **options):
+        if Path(target).name == output:
+            raise Interrupted(f'{target}: the file cannot be written (No space left on device); make room')
+        with whole_file_of(target, **options) as stream:
+            yield stream
+
+    whole_file_of = atomic.whole_file
+    with monkeypatch.context() as patch:
+        for module in (atomic, writing):
+            patch.setattr(module, 'whole_file', full)
+        error = compress('--out', 'o.riem', *LATTICE)
+    assert f'{output}: the file cannot be written (No space left on device)' in error and '--resume' in error
+    assert not (tmp_path / output).exists() and (tmp_path / 'o.riem.journal').exists()
+    assert compress('--out', 'o.riem', *LATTICE, '--resume') is None
+    assert (tmp_path / 'o.riem').read_bytes() == whole_file
+    assert files(tmp_path) == ['o.html', 'o.json', 'o.py', 'o.riem']
+
+
+def test_a_journal_of_other_arithmetic_is_refused(compress, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, 'remove', lambda journal: None)
+        patch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'OTHER')
+        assert compress('--out', 'o.riem', *LATTICE) is None
+    (tmp_path / 'o.html').unlink()
+    error = compress('--out', 'o.riem', *LATTICE, '--resume')
+    assert 'expected the journal of this compression, found that of another one (CPU capability: OTHER, here' in error
 
 
 def test_slurm_command_line(call, tools, tmp_path):

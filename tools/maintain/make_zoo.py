@@ -9,7 +9,6 @@ the uncompressed detectors (mAP, weights, paper) is read from the metafiles of t
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +19,7 @@ import mmdet
 import yaml
 from mmengine.config import Config
 
+from mmriem.core.atomic import write_whole
 from mmriem.engine.command_line import run
 from mmriem.engine.config import read_config
 
@@ -304,9 +304,7 @@ def main() -> None:
     for name, text in files.items():
         path = args.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f'.{path.name}.tmp')
-        fresh.write_text(text, encoding='utf-8')
-        os.replace(fresh, path)
+        write_whole(path, text)
     print(f'{args.root}: {len(files)} files')
 
 

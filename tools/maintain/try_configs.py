@@ -38,11 +38,12 @@ from mmriem.core.images.procedural import procedural_images
 from mmriem.core.pipeline.settings import Settings
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.checkpoint import load_into
-from mmriem.engine.compression import Outputs, compress_detector
+from mmriem.engine.compression import compress_detector
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector, init_detector
 from mmriem.engine.export import RawOutputs, write_onnx
 from mmriem.engine.guard import in_one_line
+from mmriem.engine.outputs import Outputs
 from mmriem.engine.pipeline import inner_test_set, input_size, pipeline_steps, resized, type_name
 from mmriem.engine.probe import build_probe
 from mmriem.engine.scheme import load_from_riem

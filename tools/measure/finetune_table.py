@@ -21,9 +21,10 @@ from mmengine.runner import Runner
 from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.command_line import run
-from mmriem.engine.compression import Outputs, compress_detector
+from mmriem.engine.compression import compress_detector
 from mmriem.engine.config import load_strictly, read_config, with_data_root
 from mmriem.engine.evaluation import evaluate
+from mmriem.engine.outputs import Outputs
 from mmriem.engine.scheme import read_pth_safely
 
 HEADINGS = ('detector', 'bits', 'trained', 'epochs', 'bytes', 'mAP', 'AP50', 'lost', 'recovered')

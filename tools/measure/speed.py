@@ -34,9 +34,10 @@ from mmriem.core.live.convert import make_live
 from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.checkpoint import load_into, read_checkpoint
 from mmriem.engine.command_line import run
-from mmriem.engine.compression import METRICS, Outputs, compress_detector
+from mmriem.engine.compression import METRICS, compress_detector
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector
+from mmriem.engine.outputs import Outputs
 from mmriem.engine.scheme import load_from_riem
 from mmriem.visualization import command_and_machine, markdown, write_csv
 

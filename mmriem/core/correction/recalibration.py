@@ -31,6 +31,7 @@ from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.workers import join, split
 from ..images.probe import Probe
+from ..images.watching import Side, watching
 
 OBSERVER = 1
 """Rank of the process that runs the original, of several."""
@@ -256,35 +257,25 @@ def _recalibrated(module: nn.Module) -> tuple[str, ...]:
 @contextmanager
 def _watching(model: nn.Module, see: _See) -> Iterator[None]:
     """Call ``see`` with the input statistics of each BatchNorm and the output statistics of each layer with a bias."""
-    hooks = []
+    modules = {name: module for name, module in model.named_modules() if _recalibrated(module)}
+    sides = {name: Side.OUTPUT if 'bias' in _recalibrated(module) else Side.INPUT for name, module in modules.items()}
 
-    def watch_norm(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs[0].numel():
-                see(name, module, _Statistics.of(inputs[0], 1))
+    def tell(name: str, module: nn.Module, values: Tensor) -> Tensor | None:
+        if not values.numel():
+            return None
+        if sides[name] is Side.INPUT:
+            see(name, module, _Statistics.of(values, 1))
+            return None
+        channel = 1 if isinstance(module, (_ConvNd, nn.GroupNorm)) else -1
+        added = see(name, module, _Statistics.of(values, channel))
+        if added is None:
+            return None
+        return values + (added if channel == -1 else added.reshape(-1, *[1] * (values.dim() - 2)))
 
-        return hook
-
-    def watch_bias(name: str, channel: int) -> Callable:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            added = see(name, module, _Statistics.of(output, channel)) if output.numel() else None
-            if added is None:
-                return None
-            return output + (added if channel == -1 else added.reshape(-1, *[1] * (output.dim() - 2)))
-
-        return hook
-
-    for name, module in model.named_modules():
-        if 'bias' in _recalibrated(module):
-            channel = 1 if isinstance(module, (_ConvNd, nn.GroupNorm)) else -1
-            hooks.append(module.register_forward_hook(watch_bias(name, channel)))
-        elif _recalibrated(module):
-            hooks.append(module.register_forward_pre_hook(watch_norm(name)))
     was_training = model.training
     model.eval()
     try:
-        yield
+        with watching(model, sides, tell):
+            yield
     finally:
         model.train(was_training)
-        for hook in hooks:
-            hook.remove()

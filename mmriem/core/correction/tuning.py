@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import RiemError
 from ..images.probe import Probe, frozen, without_checkpoints
+from ..images.watching import Side, watching
 
 RATE = 1e-3
 """Of Adam at the first step; it falls to zero with a cosine."""
@@ -149,11 +149,11 @@ def _ahead(
 def _observe(reference: nn.Module, layers: frozenset[str], probe: Probe, batch: tuple[int, int]) -> _Seen:
     inputs: dict[str, list[Tensor | None]] = {}
 
-    def see(name: str, values: Tensor) -> None:
+    def see(name: str, module: nn.Module, values: Tensor) -> None:
         is_image = len(values) == batch[1] - batch[0]
         inputs.setdefault(name, []).append(values if is_image else None)
 
-    with _watching(reference, layers, see):
+    with watching(reference, dict.fromkeys(layers, Side.INPUT), see):
         outputs = probe.run(reference, *batch)
     return _Seen(outputs, inputs)
 
@@ -163,14 +163,14 @@ def _error(model: nn.Module, expected: _Seen, probe: Probe, batch: tuple[int, in
     of_features: list[Tensor] = []
     calls: Counter[str] = Counter()
 
-    def see(name: str, values: Tensor) -> None:
+    def see(name: str, module: nn.Module, values: Tensor) -> None:
         others = expected.inputs[name]
         other = others[calls[name]] if calls[name] < len(others) else None
         calls[name] += 1
         if other is not None and other.shape == values.shape:
             of_features.append(_relative_error(values, other))
 
-    with _watching(model, expected.inputs, see):
+    with watching(model, dict.fromkeys(expected.inputs, Side.INPUT), see):
         outputs = probe.run(model, *batch)
     of_outputs = [
         _relative_error(output, other)
@@ -186,22 +186,3 @@ def _relative_error(values: Tensor, expected: Tensor) -> Tensor:
 
 def _mean(errors: list[Tensor]) -> Tensor:
     return torch.stack(errors).mean() if errors else torch.zeros(())
-
-
-@contextmanager
-def _watching(model: nn.Module, layers: Collection[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``see`` with the name and the input of each call of these modules."""
-
-    def watch(name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
-                see(name, inputs[0])
-
-        return hook
-
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in model.named_modules() if name in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from pathlib import Path
 
-from ..errors import RiemError, os_reason
+from ..atomic import remove_leftovers, whole_file
+from ..errors import RiemError
 from .archive import Archive, PathLike
 from .reading import from_bytes
 
@@ -33,17 +32,14 @@ def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
     path = Path(path)
     _refuse_occupied(path, force)
     data = archive.to_bytes()
-    temporary = path.with_name(f'.{secrets.token_hex(4)}.riem.tmp')
-    try:
-        _write_through(temporary, data)
+
+    def check(temporary: Path) -> None:
         _verify(temporary, data, str(path))
         _refuse_occupied(path, force)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RiemError(f'{path}: expected a folder that can be written, found: {os_reason(error)}') from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # gone already where all went well
+
+    remove_leftovers(path.parent)
+    with whole_file(path, check=check) as stream:
+        stream.write(data)
     return len(data)
 
 
@@ -52,13 +48,6 @@ def _refuse_occupied(path: Path, force: bool) -> None:
         raise RiemError(f'{path}: expected the name of a file to write, found a folder')
     if os.path.lexists(path) and not force:
         raise RiemError(f'{path}: expected no file of that name, found one; force=True replaces it')
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    with open(path, 'xb') as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _verify(path: Path, data: bytes, origin: str) -> None:

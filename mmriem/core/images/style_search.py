@@ -22,6 +22,7 @@ from ..execution.executor import Executor
 from ..execution.tasks import Task
 from .probe import Probe
 from .procedural import Style
+from .watching import Side, watching
 
 DEFAULT = Style(colour=0.4)
 """For networks whose norms hold no statistics, and where the search starts."""
@@ -91,16 +92,17 @@ def distance(model: nn.Module, probe: Probe) -> float:
     """
     found: list[Tensor] = []
 
-    def see(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].detach().movedim(1, 0).flatten(1).double()
+    def see(name: str, norm: nn.Module, inputs: Tensor) -> None:
+        values = inputs.detach().movedim(1, 0).flatten(1).double()
         if values.shape[1] > 1:
             found.append(_divergence(values, norm).mean())
 
     own = copy.deepcopy(model)
     own.eval()
-    for norm in _telling(own):
-        norm.register_forward_pre_hook(see)
-    probe.run(own, 0, probe.images)
+    norms = set(_telling(own))
+    names = [name for name, module in own.named_modules() if module in norms]
+    with watching(own, dict.fromkeys(names, Side.INPUT), see):
+        probe.run(own, 0, probe.images)
     return float(torch.stack(found).mean()) if found else float('inf')
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from ..errors import RiemError
+from ..errors import Interrupted
 from ..execution.executor import Executor
 from ..images.probe import Probe
 from ..metric.metric import Metric
@@ -30,7 +30,7 @@ class Metrics:
         """The metric of a weight, which is not held in memory any longer; None for the identity.
 
         Raises:
-            RiemError: the journal has lost it.
+            Interrupted: the journal has lost it since it was measured or looked for.
         """
         if name not in self.sources:
             return None
@@ -38,19 +38,19 @@ class Metrics:
             return self._held.pop(name)
         piece = self._executor.kept(_metric_key(name))
         if piece is None:
-            raise RiemError(
-                f'{self._executor.journal.folder}: expected the metric of weight {name!r}, found none that is whole; '
-                'start over with --force'
+            raise Interrupted(
+                f'{self._executor.journal.folder}: expected the metric of weight {name!r}, found none that is whole, '
+                'though it was a while ago; check the disk, and go on with --resume'
             )
         return Metric.from_bytes(piece)
 
 
 def measure(job: Job, probe: Probe | None, log: WorkLog) -> Metrics:
-    """Run the network on the images, unless the journal has all the metrics already."""
+    """Run the network on the images, unless the journal has all the metrics already, each of them whole."""
     executor = job.executor
     if probe is None:
         return Metrics({}, executor)
-    own = {name: executor.kept(_source_key(name)) for name in job.own}
+    own = {name: _kept_source(executor, name) for name in job.own}
     held: dict[str, Metric] = {}
     every = executor.workers.exchange(b'new' if None in own.values() else b'kept')
     if b'new' in every:
@@ -76,6 +76,12 @@ def measure(job: Job, probe: Probe | None, log: WorkLog) -> Metrics:
     parts = executor.workers.exchange(json.dumps(named).encode())
     found = {name: source for part in parts for name, source in json.loads(part).items()}
     return Metrics({name: found[name] for name in job.owners if name in found}, executor, held)
+
+
+def _kept_source(executor: Executor, name: str) -> bytes | None:
+    """Where the metric of a weight comes from, empty for the identity; None where the journal has lost either."""
+    source = executor.kept(_source_key(name))
+    return None if source and executor.kept(_metric_key(name)) is None else source
 
 
 def _metric_key(name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmriem.core.atomic import temporary_path
 from mmriem.core.errors import RiemError
 from mmriem.core.execution.journal import Journal
 
@@ -74,7 +75,7 @@ def test_the_same_compression_goes_on_and_another_one_is_refused(journal):
     assert journal.get('a') == b'kept'
 
 
-@pytest.mark.parametrize('text', [None, '', '{"bits": 2', '\xff'])
+@pytest.mark.parametrize('text', [None, '', '{"bits": 2', '\xff', '[1, 2]', '3', 'null', '"bits"', '[' * 100000])
 def test_settings_that_are_gone_or_damaged_are_an_error(journal, text):
     journal.put('a', b'of unknown origin')
     path = journal.folder / 'settings.json'
@@ -82,8 +83,58 @@ def test_settings_that_are_gone_or_damaged_are_an_error(journal, text):
         path.unlink()
     else:
         path.write_bytes(text.encode('latin-1'))
-    with pytest.raises(RiemError, match='expected the settings of a journal, found none; remove'):
+    with pytest.raises(
+        RiemError,
+        match=r'settings.json: expected the settings of a journal, found .*; start over with --force, or remove',
+    ):
         Journal(journal.folder).begin({'bits': 2.0})
+
+
+def test_a_piece_under_the_name_of_another_one_is_absent(journal):
+    journal.put('a', b'of a')
+    (of_a,) = journal.folder.glob('*.piece')
+    journal.put('b', b'of b')
+    (of_b,) = set(journal.folder.glob('*.piece')) - {of_a}
+    first, second = of_a.read_bytes(), of_b.read_bytes()
+    of_a.write_bytes(second)
+    of_b.write_bytes(first)
+    assert journal.get('a') is None and journal.get('b') is None and journal.holds('a')
+
+
+def test_a_piece_of_another_compression_is_absent(journal, tmp_path):
+    journal.put('a', b'with two bits')
+    other = Journal(tmp_path / 'other.riem.journal')
+    other.begin({'bits': 3.0})
+    other.put('a', b'with three')
+    (mine,), (its,) = (set(folder.glob('*.piece')) for folder in (journal.folder, other.folder))
+    mine.write_bytes(its.read_bytes())
+    assert journal.get('a') is None and other.get('a') == b'with three'
+
+
+def test_a_folder_in_the_place_of_a_piece_is_absent(journal):
+    journal.put('a', b'x')
+    (path,) = journal.folder.glob('*.piece')
+    path.unlink()
+    path.mkdir()
+    assert journal.get('a') is None
+    with pytest.raises(RiemError, match=r'cannot be written .*--resume'):
+        journal.put('a', b'x')
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / 'j').write_text('mine')
+    with pytest.raises(RiemError, match='expected the folder of a journal, found a file'):
+        Journal(tmp_path / 'j').begin({})
+
+
+def test_what_killed_processes_were_writing_is_gone_when_it_goes_on(journal):
+    journal.put('a', b'kept')
+    torn = temporary_path(journal.folder / 'settings.json')
+    torn.write_bytes(b'half')
+    (journal.folder / '.mine.tmp').write_text('of somebody else')
+    again = Journal(journal.folder)
+    again.begin({'bits': 2.0, 'include': ['*']})
+    assert again.get('a') == b'kept' and not torn.exists() and (journal.folder / '.mine.tmp').exists()
 
 
 def test_removed_is_gone(journal):
@@ -110,7 +161,7 @@ def test_several_threads_write_at_a_time(journal):
     for thread in threads:
         thread.join()
     assert all(journal.get(f'{n} {i}') == bytes([n, i]) for n in range(4) for i in range(10)) and len(journal) == 40
-    assert not [path for path in os.listdir(journal.folder) if path.endswith('.tmp')]
+    assert not [path for path in os.listdir(journal.folder) if path.endswith('-tmp')]
 
 
 def test_killed_at_twenty_random_moments_and_resumed(tmp_path):
