@@ -17,9 +17,9 @@ __all__ = ['HOPELESS', 'expected_loss', 'notes']
 
 LEVELS = (
     (0.1, 'no loss to be seen'),
-    (0.4, 'a loss of about a point'),
-    (0.7, 'a loss of a few points'),
-    (1.0, 'a loss of many points'),
+    (0.3, 'a loss of up to a few points'),
+    (0.7, 'a clear loss, and a large one on small networks'),
+    (1.0, 'a large loss'),
 )
 """Up to that predicted error, expect that."""
 HOPELESS = 2.0
@@ -37,7 +37,7 @@ def expected_loss(error: float | None) -> str:
     words = next((told for most, told in LEVELS if error <= most), 'that little is left of its accuracy')
     if error > HOPELESS:
         words = 'that it finds next to nothing'
-    advice = '' if error <= LEVELS[1][0] else ': evaluate the file'
+    advice = '' if error <= LEVELS[0][0] else ': evaluate the file'
     return f'expect {words} (predicted error of the outputs {error:.2g}){advice}'
 
 

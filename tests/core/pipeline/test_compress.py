@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmriem.core.errors import RiemError
+from mmriem.core.errors import Hopeless, RiemError
 from mmriem.core.file import reading, writing
 from mmriem.core.file.archive import Archive
 from mmriem.core.file.manifest import Source
@@ -466,6 +466,18 @@ def test_a_tolerance_is_used_up_from_below(tolerance, classifier):
         entry['distortion'] for entry in report['weights'] if entry['metric'] != 'identity' and entry['distortion']
     ]
     assert math.sqrt(sum(distortions)) == pytest.approx(report['totals']['predicted_error'])
+
+
+def test_a_budget_of_too_large_an_error_is_refused_with_a_size_that_is_not(classifier):
+    told = dict(probe=images(), dataset_meta=META, source=SOURCE)
+    broken = compress(classifier, Settings.of(tuning=0, tolerance=0.1), **told).report['totals']
+    assert broken['predicted_error'] > 0.09
+    for budget in (dict(tolerance=0.1), dict(size=broken['bytes'])):
+        with pytest.raises(Hopeless, match=r'outputs of at most 0\.05, found 0\.\d+; .* about [\d,]+ bytes$') as caught:
+            compress(classifier, Settings.of(tuning=0, **budget), most_error=0.05, **told)
+    size = caught.value.size + 2
+    totals = compress(classifier, Settings.of(tuning=0, size=size), most_error=0.05, **told).report['totals']
+    assert 0.04 < totals['predicted_error'] <= 0.05 and totals['bytes'] > broken['bytes']
 
 
 def test_the_predicted_error_is_about_the_measured_one(classifier):

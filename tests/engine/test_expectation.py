@@ -1,0 +1,29 @@
+import pytest
+
+from mmriem.engine.expectation import HOPELESS, LEVELS, expected_loss, notes
+
+
+def test_more_error_is_never_told_as_less_loss():
+    errors = [0.0, *(most for most, _ in LEVELS), HOPELESS, 10 * HOPELESS]
+    told = [expected_loss(error).partition(' (')[0] for error in errors]
+    assert len(set(told[1:])) == len(LEVELS) + 2 and told[0] == told[1]
+    assert [most for most, _ in LEVELS] == sorted(most for most, _ in LEVELS) and LEVELS[-1][0] < HOPELESS
+    assert told[-1] == 'expect that it finds next to nothing'
+    assert 'evaluate the file' not in expected_loss(0.01) and 'evaluate the file' in expected_loss(HOPELESS)
+
+
+def test_no_prediction_is_told_as_none():
+    report = {'settings': {}, 'totals': {'predicted_error': None}}
+    assert notes(report) == [expected_loss(None)]
+    assert 'not predicted' in expected_loss(None)
+
+
+@pytest.mark.parametrize('sizes', [(), (4000, 800)])
+def test_weights_without_states_of_a_trained_model_are_counted(sizes):
+    weights = [dict(name='a', representation='lattice', shape=[64, 64], bits=4096)]
+    weights += [dict(name='b', representation='dense', shape=[50, 50], bits=8 * size) for size in sizes]
+    weights += [dict(name='c', representation='dense', shape=[4, 4], bits=256)]  # too small for states anyway
+    told = notes({'settings': {'states': 'as trained'}, 'weights': weights, 'totals': {'bytes': 9000}})
+    assert len(told) == (2 if sizes else 1)
+    if sizes:
+        assert told[1].startswith('2 weights that have no states stay dense and take 4,800 of the 9,000 bytes: --bits')
