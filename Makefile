@@ -1,9 +1,9 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv first.
 VENV ?= .venv
-export VENV
+export VENV STACK
 PY = $(VENV)/bin/python
 
-.PHONY: setup demo demo-classification test lint clean
+.PHONY: setup demo demo-classification test test-matrix check-mmcv lint clean
 
 setup:
 	@bash tools/setup_env.sh
@@ -24,6 +24,14 @@ demo-classification: setup
 
 test: setup
 	$(PY) -m pytest
+
+# other versions of Python, torch and mm*: gigabytes of downloads and hours; the table in docs/install.md comes from it
+test-matrix: setup
+	$(PY) tools/maintain/test_matrix.py
+
+# compiles mmcv the ordinary way, too (15 minutes on 2 cores), and compares all its ops with those of the quick build
+check-mmcv: setup
+	$(PY) tools/maintain/check_mmcv.py --build $$(sed -n 's/^# build: //p' requirements-$$(cat $(VENV)/.stack).txt)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -1,4 +1,9 @@
-"""Package metadata. The mm* packages are an extra: their forks install modules of the same names."""
+"""Package metadata.
+
+The bounds are those of the versions that were tried (docs/install.md), and open upwards: an environment that has torch,
+numpy, mmengine, mmcv and mmdet keeps them as they are when mmriem is installed into it. mmcv is in no extra: which build
+of it fits depends on torch, and pip cannot know.
+"""
 
 import os
 import re
@@ -53,19 +58,21 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    python_requires='>=3.9',
+    license_files=['LICENSE'],
+    python_requires='>=3.10',
     packages=find_packages(include=['mmriem', 'mmriem.*']),
     # optional: without a C compiler the package installs all the same, and decodes in Python
     ext_modules=[compiled('mmriem.core.coding._decoder'), compiled('mmriem.core.representations.lattice._search')],
     cmdclass={'build_py': BuildWithMim},
     entry_points={'console_scripts': ['mmriem = mmriem.cli:main']},
-    install_requires=['torch>=2.6', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
+    install_requires=['torch>=2.0', 'numpy>=1.24', 'safetensors>=0.4', 'constriction>=0.5,<0.6'],
     extras_require={
-        # mmcv must be built with its ops, see tools/setup_env.sh
-        'mmdet': ['mmengine>=0.10.7', 'mmcv>=2.1.0,<2.2.0', 'mmdet>=3.3.0', 'pycocotools', 'rich'],
-        'classification': ['mmengine>=0.10.7', 'opencv-python', 'rich'],
+        # one of these two, beside an mmcv with its compiled ops
+        'openmmlab': ['mmengine>=0.10', 'mmdet>=3.0', 'pycocotools', 'rich'],
+        'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmdetection>=3.5', 'pycocotools', 'rich'],
+        'classification': ['mmengine>=0.10', 'rich'],
         'timm': ['timm'],
-        'demo': ['scikit-learn', 'opencv-python'],
+        'demo': ['scikit-learn'],
         'onnx': ['onnx', 'onnxscript'],  # tools/export.py --to model.onnx
         # peers of the benchmark, each for an environment of its own: they pin numpy below 2, or add torchvision
         'hqq': ['hqq==0.2.8.post1'],
