@@ -1,8 +1,8 @@
 """Package metadata.
 
-The bounds are those of the versions that were tried (docs/install.md), and open upwards: an environment that has
-torch, numpy, mmengine, mmcv and mmdet keeps them as they are when mmriem is installed into it. mmcv is in no extra:
-which build of it fits depends on torch, and pip cannot know.
+The bounds are open upwards: an environment that has torch, numpy, mmengine, mmcv and mmdet keeps them as they are when
+mmriem is installed into it. docs/install.md says which versions were tried. mmcv is in no extra: which build of it fits
+depends on torch, and pip cannot know.
 """
 
 import os

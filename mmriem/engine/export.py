@@ -50,7 +50,7 @@ def write_onnx(
     """
     absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if absent:
-        raise RiemError(f'{target}: ONNX needs {" and ".join(absent)}, found none; run pip install "mmriem[onnx]"')
+        raise RiemError(f'{target}: ONNX needs {" and ".join(absent)}, found none; run pip install onnx onnxscript')
     _require_exportable(model, target)
     import onnx
 
