@@ -3,7 +3,7 @@ VENV ?= .venv
 export VENV
 PY = $(VENV)/bin/python
 
-.PHONY: setup demo demo-classification test lint clean
+.PHONY: setup demo demo-classification test test-configs lint clean
 
 setup:
 	@bash tools/setup_env.sh
@@ -24,6 +24,9 @@ demo-classification: setup
 
 test: setup
 	$(PY) -m pytest
+
+test-configs: setup
+	$(PY) -m pytest -m configs tests/configs/test_stock.py
 
 lint: setup
 	$(PY) -m ruff check .

@@ -1,10 +1,11 @@
 """Try one config of every folder in mmdet's wheel, narrowed to a few channels, with random weights.
 
-    python tools/maintain/try_configs.py [--only FOLDER ...] [--out docs/configs.md] [--rows work_dirs/configs.jsonl]
+    python tools/maintain/try_configs.py [--onnx] [--only FOLDER ...] [--part K N]     # rows to work_dirs/configs.jsonl
+    python tools/maintain/try_configs.py --table docs/configs.md                       # the table of these rows
 
 Each one is compressed with both metrics, loaded as a stock detector and as one of RieM modules, whose outputs must be
-the same; then it is exported to ONNX, compared in onnxruntime, and run with test-time augmentation. What fails is one
-line.
+the same; then it runs with test-time augmentation, and is exported to ONNX and compared in onnxruntime. What fails is
+one line. Rows that are there are not made again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import runpy
+import re
 import signal
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 
+from mmriem.cli.test import augment
 from mmriem.core.errors import RiemError
 from mmriem.core.images.procedural import procedural_images
 from mmriem.core.pipeline.settings import Settings
@@ -41,6 +43,7 @@ from mmriem.engine.compression import Outputs, compress_detector
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector, init_detector
 from mmriem.engine.export import RawOutputs, write_onnx
+from mmriem.engine.guard import in_one_line
 from mmriem.engine.pipeline import inner_test_set, input_size, pipeline_steps, resized, type_name
 from mmriem.engine.probe import build_probe
 from mmriem.engine.scheme import load_from_riem
@@ -66,7 +69,7 @@ CHANNELS = {
     ),
 }
 WIDTHS = {
-    **{name: {'base_channels': 64} for name in ('ResNet', 'ResNetV1d', 'Res2Net', 'DetectoRS_ResNet', 'TridentResNet')},
+    **{name: {'base_channels': 64} for name in ('ResNet', 'ResNetV1d', 'Res2Net', 'TridentResNet', 'DetectoRS_ResNet')},
     'HourglassNet': {'feat_channel': 256},
     'SwinTransformer': {'embed_dims': 96},
 }
@@ -80,10 +83,30 @@ SIDE = 256
 MOST = 3_000_000
 """Elements of a detector that is compressed whole; of a larger one some weights are."""
 SOME = 12
+SAME = 1e-4
+"""Largest difference of an output from states and from decoded weights, relative to the output's largest value."""
 CLOSE = 1e-3
 """Largest difference of an output in onnxruntime, relative to the output's largest value."""
 SECONDS = 1200
-COLUMNS = ('folder', 'config', 'detector', 'default metric', 'drop-in equals live', 'ONNX', 'TTA')
+COLUMNS = {
+    'folder': 'folder',
+    'config': 'config',
+    'detector': 'detector',
+    'pullback': 'default metric',
+    'identity': '`--metric identity`',
+    'live': 'drop-in equals live',
+    'ONNX': 'ONNX',
+    'TTA': 'TTA',
+}
+INTRODUCTION = """# Every folder of mmdet's configs
+
+One config of each folder in mmdet {version}'s wheel, with one of {share} channels where the detector can be built so,
+random weights and one small image, by `tools/maintain/try_configs.py`. *Default metric*: compressed with the metric
+of the detector's own outputs. *Drop-in equals live*: decoded weights in the stock detector and states in RieM modules
+([models.md](models.md)) give the same outputs of all heads within {same:g} of the largest. *ONNX*: what
+[deploy.md](deploy.md) describes, within {close:g} of torch in onnxruntime. A number refers to the reasons below.
+
+"""
 
 
 def stock_configs() -> dict[str, Path]:
@@ -149,18 +172,18 @@ def trial(path: Path, work: Path, checks: Callable[..., None] | None = None) -> 
     if sum(tensor.numel() for tensor in state.values()) > MOST:
         small = sorted(weights, key=lambda view: (state[view.name].numel(), view.name))
         include = [view.name for view in small[:: max(1, len(small) // (2 * SOME))][:SOME]]
-    settings = Settings.of(bits=6.0, include=tuple(include), trellis=False)
+    settings = Settings.of(bits=6.0, include=tuple(include))
     for metric in ('identity', 'pullback'):
         outputs = Outputs.named(work / f'{metric}.riem', str(written), str(checkpoint))
         images = {'image_count': 1} if metric == 'pullback' else {}
-        row[metric] = _said(partial(_compressed, str(written), str(checkpoint), outputs, settings, metric, images))
+        row[metric] = _said(_compressed, str(written), str(checkpoint), outputs, settings, metric, images)
     outputs = Outputs.named(work / 'pullback.riem', str(written), str(checkpoint))
     if not outputs.riem.exists():
         outputs = Outputs.named(work / 'identity.riem', str(written), str(checkpoint))
     if not outputs.riem.exists():
         return row
-    row['live'] = _said(lambda: _live(outputs))
-    return {**row, **{name: _said(partial(check, outputs)) for name, check in (checks or {}).items()}}
+    row['live'] = _said(_live, outputs)
+    return {**row, **{name: _said(check, outputs) for name, check in (checks or {}).items()}}
 
 
 def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module | None]:
@@ -215,9 +238,17 @@ def _live(outputs: Outputs) -> str:
         found, wanted = (probe.run(model, 0, 1) for model in (live, stock))
     except RiemError:  # then the weights tell
         found, wanted = (list(_decoded(model).values()) for model in (live, stock))
-    if len(found) != len(wanted) or not all(map(torch.equal, found, wanted)):
-        raise RiemError('outputs differ')
+    if [value.shape for value in found] != [value.shape for value in wanted]:
+        raise RiemError('shapes of outputs differ')
+    error = max(_apart(*pair) for pair in zip(found, wanted))
+    if error > SAME:
+        raise RiemError(f'outputs differ by {error:.1g}')
     return 'yes'
+
+
+def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6))
 
 
 def _decoded(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -245,9 +276,7 @@ def onnx(outputs: Outputs) -> str:
     )
     if [value.shape for value in found] != [tuple(value.shape) for value in wanted]:
         raise RiemError('shapes of outputs differ')
-    error = max(
-        float((torch.from_numpy(a) - b).abs().max() / b.abs().max().clamp_min(1e-6)) for a, b in zip(found, wanted)
-    )
+    error = max(_apart(torch.from_numpy(a), b) for a, b in zip(found, wanted))
     if error > CLOSE:
         raise RiemError(f'outputs differ by {error:.1g}')
     return 'yes'
@@ -256,7 +285,6 @@ def onnx(outputs: Outputs) -> str:
 def tta(outputs: Outputs) -> str:
     """Whether the detector predicts on an image of a file and on its mirror image."""
     config = read_config(outputs.config)
-    augment = runpy.run_path(str(Path(__file__).parents[1] / 'test.py'))['augment']
     augment(config)
     model = build_detector(config)
     model.eval()
@@ -269,16 +297,15 @@ def tta(outputs: Outputs) -> str:
     return 'yes' if found.pred_instances.bboxes.shape[1] == 4 else 'no boxes'
 
 
-def _said(work: Callable[[], str]) -> str:
+def _said(check: Callable[..., str], *arguments: Any) -> str:
     """What a check says, or in one line why it does not; an exception that gets away is marked."""
     try:
-        return work()
+        return check(*arguments)
     except RiemError as error:
         return f'no: {error}'
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        said = ' '.join(str(error).split())[:160]
-        return f'TRACEBACK {type(error).__name__}: {said} ({Path(place.filename).name}:{place.lineno})'
+        return f'TRACEBACK {in_one_line(error)} ({Path(place.filename).name}:{place.lineno})'
 
 
 def in_a_fork(path: Path, checks: dict[str, Callable] | None) -> dict[str, str]:
@@ -311,6 +338,36 @@ def rows(
         yield {**row, 'seconds': round(time.perf_counter() - started)}
 
 
+def table(rows: list[dict[str, str]]) -> str:
+    """The page: a line for each folder, and the reasons why something does not work, each once."""
+    reasons: list[str] = []
+
+    def cell(row: dict[str, str], key: str) -> str:
+        told = row.get(key) or row.get('why') or 'not tried'
+        if key in ('folder', 'config', 'detector') or told.startswith(('yes', 'not tried')):
+            return told
+        reason = _general(told)
+        if reason not in reasons:
+            reasons.append(reason)
+        return f'[{reasons.index(reason) + 1}](#reasons)'
+
+    lines = ['| ' + ' | '.join(COLUMNS.values()) + ' |', '|---' * len(COLUMNS) + '|']
+    for row in sorted(rows, key=lambda row: row['folder']):
+        named = {**row, 'detector': row.get('detector', '')}
+        cells = [named[key] if key == 'detector' else cell(named, key) for key in COLUMNS]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    listed = [f'{number}. {reason}' for number, reason in enumerate(reasons, 1)]
+    told = {'version': mmdet.__version__, 'share': SHARE, 'same': SAME, 'close': CLOSE}
+    return INTRODUCTION.format(**told) + '\n'.join([*lines, '', '## Reasons', '', *listed]) + '\n'
+
+
+def _general(reason: str) -> str:
+    """A reason without what is only of this machine and this run."""
+    reason = reason.removeprefix('no: ').replace(f'{STOCK}/', '')
+    reason = re.sub(r'/\S*/(?=[\w.-]+\.(onnx|pth|py)\b)', '', reason)
+    return reason.replace('|', '/').replace('<', '&lt;')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--only', nargs='+', default=[], metavar='FOLDER', help='folders to try (default: all)')
@@ -319,7 +376,11 @@ def main() -> None:
     parser.add_argument(
         '--part', type=int, nargs=2, default=(0, 1), metavar=('K', 'N'), help='every Nth folder from K on'
     )
+    parser.add_argument('--table', type=Path, metavar='FILE', help='write the page of the rows, and try nothing')
     args = parser.parse_args()
+    if args.table is not None:
+        args.table.write_text(table([json.loads(line) for line in args.rows.read_text().splitlines()]))
+        return
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('ERROR')

@@ -1,0 +1,47 @@
+"""Configs of mmdet's wheel: narrowed, with random weights, compressed with both metrics, the same live and drop-in.
+
+A few of them run always; `make test-configs` tries one of every folder.
+"""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+MODULE = runpy.run_path(str(Path(__file__).parents[2] / 'tools/maintain/try_configs.py'))
+FEW = ('solo', 'yolact', 'centernet', 'ld', 'fast_rcnn', 'soft_teacher', 'yolof')
+"""Masks of one stage; boxes for masks; floats and padding; a teacher; boxes from a file; wrappers; the plainest."""
+
+
+def tried(folder, tmp_path):
+    return MODULE['trial'](MODULE['stock_configs']()[folder], tmp_path)
+
+
+@pytest.mark.parametrize('folder', FEW)
+def test_a_config_of_the_wheel_compresses_with_both_metrics_and_is_the_same_live(folder, tmp_path):
+    row = tried(folder, tmp_path)
+    assert row['pullback'].startswith('yes') and row['identity'] == 'yes', row
+    assert row['live'] == 'yes', row
+
+
+def test_every_folder_is_known():
+    folders = {path.name for path in MODULE['STOCK'].iterdir() if path.is_dir() and any(path.glob('*.py'))}
+    assert set(MODULE['stock_configs']()) == folders - set(MODULE['NO_DETECTORS'])
+
+
+@pytest.mark.configs
+@pytest.mark.parametrize('folder', sorted(MODULE['stock_configs']()))
+def test_a_folder_of_configs_compresses_or_says_in_one_line_why_not(folder, tmp_path):
+    row = tried(folder, tmp_path)
+    said = [value for key, value in row.items() if key in ('pullback', 'identity', 'live', 'why')]
+    assert said and not any('TRACEBACK' in value or '\n' in value for value in said), row
+
+
+def test_the_page_names_each_reason_once():
+    rows = [
+        dict(folder='a', config='a.py', detector='A', pullback='yes', identity='yes', live='yes', TTA='no: masks'),
+        dict(folder='b', config='b.py', why='no: /some/where/x.onnx: no | such'),
+    ]
+    page = MODULE['table'](rows)
+    assert '| a | a.py | A | yes | yes | yes | not tried | [1](#reasons) |' in page
+    assert page.count('x.onnx: no / such') == 1 and '/some/where' not in page and '2. x.onnx' in page
