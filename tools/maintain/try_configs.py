@@ -28,11 +28,13 @@ from typing import Any
 
 import cv2
 import mmdet
+import mmdet.apis  # once for all forks, and so the others that registries import
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
 
+import mmriem.models  # noqa: F401
 from mmriem.cli.test import augment
 from mmriem.core.errors import RiemError
 from mmriem.core.images.procedural import procedural_images
@@ -45,7 +47,7 @@ from mmriem.engine.detector import build_detector, init_detector
 from mmriem.engine.export import RawOutputs, write_onnx
 from mmriem.engine.guard import in_one_line
 from mmriem.engine.pipeline import inner_test_set, input_size, pipeline_steps, resized, type_name
-from mmriem.engine.probe import build_probe
+from mmriem.engine.probe import probe_class
 from mmriem.engine.scheme import load_from_riem
 
 STOCK = Path(mmdet.__file__).parent / '.mim' / 'configs'
@@ -196,7 +198,7 @@ def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module
             model = build_detector(config)
             model.eval()
             with torch.no_grad():
-                build_probe(config, model, 1).run(model, 0, 1)
+                probe_class(model)(config, 1).run(model, 0, 1)
         except RiemError as error:
             failure = failure if failure and 'can be built' in str(error) else str(error)
             row.setdefault('unnarrowed', str(error))
@@ -234,7 +236,7 @@ def _live(outputs: Outputs) -> str:
     live_config.model = ConfigDict({**config.model, 'type': f'mmriem.RieM{type_name(config.model)}', 'riem': {}})
     live = init_detector(live_config, outputs.riem)
     try:
-        probe = build_probe(config, stock, 1)
+        probe = probe_class(stock)(config, 1)
         found, wanted = (probe.run(model, 0, 1) for model in (live, stock))
     except RiemError:  # then the weights tell
         found, wanted = (list(_decoded(model).values()) for model in (live, stock))
