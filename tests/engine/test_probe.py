@@ -249,7 +249,7 @@ def test_pipelines_are_found_where_configs_have_them():
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 7])
 def test_images_have_as_many_channels_as_there_are_means(channels):
     config, model = pipeline(dict(type='Resize', scale=(48, 32))), Stub()
-    model.__dict__['data_preprocessor'] = Preprocessor(channels)
+    model.__dict__['data_preprocessor'] = Floats(channels)
     probe = DetectorProbe(config, count=2, seed=3)
     probe.run(model, 0, 2)
     (seen,) = model.data_preprocessor.seen
@@ -266,7 +266,7 @@ def test_images_have_as_many_channels_as_there_are_means(channels):
 def test_images_of_a_folder_must_have_the_channels_of_the_detector(tmp_path):
     cv2.imwrite(str(tmp_path / 'four.png'), np.full((20, 30, 4), (10, 20, 30, 40), np.uint8))
     model = Stub()
-    model.__dict__['data_preprocessor'] = Preprocessor(4)
+    model.__dict__['data_preprocessor'] = Floats(4)
     config = pipeline(dict(type='Resize', scale=(30, 20)))
     DetectorProbe(config, folder=tmp_path).run(model, 0, 1)
     assert model.data_preprocessor.seen[0][0, :, 0, 0].tolist() == [10, 20, 30, 40]
@@ -413,6 +413,14 @@ class Preprocessor(nn.Module):
     def forward(self, batch, training):
         self.seen.append(torch.stack(batch['inputs']))
         return {'inputs': self.seen[-1], 'data_samples': batch['data_samples']}
+
+
+class Floats(Preprocessor):
+    """One that hands on floats, as those of detectors do."""
+
+    def forward(self, batch, training):
+        found = super().forward(batch, training)
+        return {**found, 'inputs': found['inputs'].float()}
 
 
 def classification(*steps, kind='mmriem.CIFAR10'):
