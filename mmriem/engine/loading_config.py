@@ -148,7 +148,7 @@ def _settings(config: Config) -> dict[str, Any]:
     imports = [imports] if isinstance(imports, str) else list(imports)
     if 'mmriem.engine' not in imports:
         imports.append('mmriem.engine')
-    config.custom_imports = dict(imports=imports, allow_failed_imports=False)
+    config.custom_imports = dict(imports=imports, allow_failed_imports=bool(custom.get('allow_failed_imports')))
     config.default_scope = scope_of(config)
     load_strictly(config)
     config.resume = False
