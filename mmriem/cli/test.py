@@ -12,7 +12,7 @@ from mmengine.evaluator import DumpResults
 
 from mmriem.core.errors import RiemError
 from mmriem.engine.command_line import add_runner_flags, build_runner, config_from_flags
-from mmriem.engine.config import load_strictly
+from mmriem.engine.config import import_path, load_strictly
 from mmriem.engine.pipeline import pipeline_steps, type_name
 
 TTA_MODEL = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
@@ -85,6 +85,7 @@ def _flipped(steps: list[dict]) -> list[dict]:
     """The steps, their images once as they are and once mirrored."""
     if any(type_name(step) == 'TransformBroadcaster' for step in steps):
         raise RiemError('--tta: expected a detector of images, found one of videos; evaluate it without --tta')
+    steps = [{**step, 'type': import_path(step['type']) or step['type']} for step in steps]  # texts, as logs write them
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
     packed = dict(type='PackDetInputs', meta_keys=TTA_META)
     steps = steps[:-1]

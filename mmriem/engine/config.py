@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,16 @@ from mmriem.core.errors import RiemError
 
 from .guard import in_one_line
 
-__all__ = ['STATED_ROOT', 'config_path', 'load_strictly', 'read_config', 'registered', 'scope_of', 'with_data_root']
+__all__ = [
+    'STATED_ROOT',
+    'config_path',
+    'import_path',
+    'load_strictly',
+    'read_config',
+    'registered',
+    'scope_of',
+    'with_data_root',
+]
 
 STATED_ROOT = '../shared/data/'
 """Where configs say that data and checkpoints are which are no part of the project."""
@@ -60,6 +71,15 @@ def registered(registry: Registry, kind: Any) -> Any:
         return kind
     with registry.switch_scope_and_registry(None) as scoped:
         return scoped.get(kind)
+
+
+def import_path(thing: Any) -> str | None:
+    """Where a class or function is imported from, which a registry takes for it; None where it cannot be."""
+    module, name = getattr(thing, '__module__', None), getattr(thing, '__qualname__', None)
+    with suppress(Exception):  # modules are anybody's code
+        if getattr(import_module(module), name) is thing:
+            return f'{module}.{name}'
+    return None
 
 
 def config_path(name: str | os.PathLike) -> Path:

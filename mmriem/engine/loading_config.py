@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from mmengine.config import Config
 from mmriem.core.atomic import scratch_folder, write_whole
 from mmriem.core.errors import RiemError
 
-from .config import load_strictly, read_config, scope_of
+from .config import import_path, load_strictly, read_config, scope_of
 from .detector import with_teachers
 from .pipeline import type_name
 
@@ -146,7 +144,7 @@ def _settings(config: Config) -> dict[str, Any]:
     imports = [imports] if isinstance(imports, str) else list(imports)
     if 'mmriem.engine' not in imports:
         imports.append('mmriem.engine')
-    config.custom_imports = dict(imports=imports, allow_failed_imports=False)
+    config.custom_imports = dict(imports=imports, allow_failed_imports=bool(custom.get('allow_failed_imports')))
     config.default_scope = scope_of(config)
     load_strictly(config)
     config.resume = False
@@ -170,24 +168,13 @@ def _written(tree: Any, place: str) -> Any:
             return kind(tree)
     if tree is None or tree is Ellipsis:
         return tree
-    path = _path(tree)
+    path = import_path(tree)
     if place.rpartition('.')[2] == 'type' and path:
         return path
     raise RiemError(
         f'config: expected values at {place} that can be written as text, found {_named(tree)}; register it, and '
         'name it in the config'
     )
-
-
-def _path(thing: Any) -> str | None:
-    """Where a class or function is imported from; None where it cannot be."""
-    module, name = getattr(thing, '__module__', None), getattr(thing, '__qualname__', None)
-    if not module or not name:
-        return None
-    with suppress(Exception):
-        if getattr(import_module(module), name, None) is thing:
-            return f'{module}.{name}'
-    return None
 
 
 def _named(thing: Any) -> str:

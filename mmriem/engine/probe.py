@@ -40,7 +40,7 @@ from .detector import metainfo_of
 from .guard import guarded
 from .pipeline import Pipeline, inner_test_set, input_size, pipeline_steps, resized, type_name
 
-__all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size']
+__all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size', 'probe_class']
 
 COUNTS = (8, 64)
 """Least and most images for a detector, of which each has many outputs."""
@@ -66,13 +66,18 @@ def build_probe(
     Procedural images have the style that suits its norms, which the `executor` finds.
     The other arguments and errors are those of `ConfigProbe`.
     """
-    is_detector = hasattr(model, 'add_pred_to_datasample') or hasattr(model, 'tracker')
-    kind = DetectorProbe if is_detector else OutputProbe
+    kind = probe_class(model)
     if folder is not None:
         return kind(config, count, seed, folder)
     few = few_images(*kind(config, 1, seed).describe()['size'])
     style = choose_style(model, lambda style: kind(config, few, seed, style=style), executor)
     return kind(config, count, seed, style=style)
+
+
+def probe_class(model: nn.Module) -> type[ConfigProbe]:
+    """`DetectorProbe` for detectors and trackers of mmdet's kind, else `OutputProbe`."""
+    is_detector = hasattr(model, 'add_pred_to_datasample') or hasattr(model, 'tracker')
+    return DetectorProbe if is_detector else OutputProbe
 
 
 class ConfigProbe(Probe):

@@ -246,7 +246,47 @@ def test_pipelines_are_found_where_configs_have_them():
             DetectorProbe(Config(place))
 
 
+@pytest.mark.parametrize('channels', [1, 2, 3, 4, 7])
+def test_images_have_as_many_channels_as_there_are_means(channels):
+    config, model = pipeline(dict(type='Resize', scale=(48, 32))), Stub()
+    model.__dict__['data_preprocessor'] = Floats(channels)
+    probe = DetectorProbe(config, count=2, seed=3)
+    probe.run(model, 0, 2)
+    (seen,) = model.data_preprocessor.seen
+    assert seen.shape == (2, channels, 32, 48) and seen.dtype == torch.uint8
+    plain = procedural_images(2, 32, 48, seed=3)
+    if channels > 1:
+        assert torch.equal(seen[:, : min(channels, 3)], plain[:, : min(channels, 3)])
+    for further in seen.float().flatten(2)[:, 3:].unbind(1):  # half the image's own light, half another's
+        for its, own in zip(further, plain.float().mean(1).flatten(1)):
+            assert 0.3 < torch.corrcoef(torch.stack([its, own]))[0, 1] < 0.99
+    assert len({tuple(plane.flatten().tolist()) for plane in seen[0]}) == channels
+
+
+def test_images_of_a_folder_must_have_the_channels_of_the_detector(tmp_path):
+    cv2.imwrite(str(tmp_path / 'four.png'), np.full((20, 30, 4), (10, 20, 30, 40), np.uint8))
+    model = Stub()
+    model.__dict__['data_preprocessor'] = Floats(4)
+    config = pipeline(dict(type='Resize', scale=(30, 20)))
+    DetectorProbe(config, folder=tmp_path).run(model, 0, 1)
+    assert model.data_preprocessor.seen[0][0, :, 0, 0].tolist() == [10, 20, 30, 40]
+    cv2.imwrite(str(tmp_path / 'four.png'), np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(RiemError, match=r'four\.png: expected an image of 4 channels, found 3'):
+        DetectorProbe(config, folder=tmp_path).run(model, 0, 1)
+
+
+def test_hidden_files_are_no_images(folder):
+    (folder / '._b.png').write_bytes(b'of a file manager')
+    assert DetectorProbe(pipeline(dict(type='Resize', scale=(48, 32))), folder=folder).images == 5
+
+
 # ---- outputs
+
+
+def test_detectors_whose_predict_takes_no_rescale():
+    model = Stub()
+    model.predict = lambda inputs, data_samples: model.bbox_head(inputs)
+    assert len(DetectorProbe(pipeline(dict(type='Resize', scale=(48, 32))), count=1).run(model, 0, 1)) == 2
 
 
 def test_the_floats_of_the_outermost_heads_are_the_outputs():
@@ -373,6 +413,14 @@ class Preprocessor(nn.Module):
     def forward(self, batch, training):
         self.seen.append(torch.stack(batch['inputs']))
         return {'inputs': self.seen[-1], 'data_samples': batch['data_samples']}
+
+
+class Floats(Preprocessor):
+    """One that hands on floats, as those of detectors do."""
+
+    def forward(self, batch, training):
+        found = super().forward(batch, training)
+        return {**found, 'inputs': found['inputs'].float()}
 
 
 def classification(*steps, kind='mmriem.CIFAR10'):

@@ -127,6 +127,36 @@ def test_existing_outputs_stay_without_force(compress, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('out', 'message'),
+    [
+        ('x.RIEM', '--out x.RIEM: expected a name that ends in .riem, in small letters'),
+        (f'{"x" * 210}.riem', 'expected a name of at most 200 bytes, found 215'),
+    ],
+)
+def test_names_that_will_not_do_are_told_before_the_work(compress, tmp_path, out, message):
+    error = compress('--out', out, '--bits', '6')
+    assert message in error and '\n' not in error and not files(tmp_path)
+
+
+def test_the_config_that_is_compressed_is_not_replaced(call_here, tools, tiny_config, runner_checkpoint, tmp_path):
+    (tmp_path / 'mine.py').write_text(tiny_config.read_text())
+    arguments = ['mine.py', runner_checkpoint, '--out', 'mine.riem', '--bits', '6', '--force']
+    assert 'expected another name than that of the config itself' in call_here(tools / 'compress.py', *arguments)
+    assert (tmp_path / 'mine.py').read_text() == tiny_config.read_text()
+
+
+def test_a_part_of_a_checkpoint_is_taken_by_its_prefix(call_here, tools, tiny_config, runner_checkpoint, tmp_path):
+    state_dict = read_checkpoint(runner_checkpoint).state_dict
+    both = {f'{part}.{name}': x for part in ('student', 'teacher') for name, x in state_dict.items()}
+    torch.save({'state_dict': both}, tmp_path / 'both.pth')
+    arguments = ['--out', 'o.riem', '--representation', 'bilinear', '--ratio', '0.5']
+    error = call_here(tools / 'compress.py', tiny_config, 'both.pth', *arguments)
+    assert "its names begin with 'student.': take these with --prefix student." in error
+    assert call_here(tools / 'compress.py', tiny_config, 'both.pth', *arguments, '--prefix', 'teacher.') is None
+    assert list(reading.read(tmp_path / 'o.riem').decode()) == list(state_dict)
+
+
+@pytest.mark.parametrize(
     'arguments, words',
     [
         (['--ratio', '0.0001'], ['budget', 'larger ratio']),

@@ -103,6 +103,7 @@ HEADS = {
     'swin/retinanet_swin-t-p4-w7_fpn_1x_coco': {'backbone.embed_dims': 24, 'neck.in_channels': [48, 96, 192]},
     'yolox/yolox_nano_8xb8-300e_coco': {},
     'rtmdet/rtmdet_tiny_8xb32-300e_coco': {},
+    'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco': {},  # features of masks are one tensor, not one for each level
 }
 
 
@@ -125,3 +126,24 @@ def test_two_stages_are_refused(tmp_path):
     with pytest.raises(RiemError, match='expected a single-stage detector'):
         write_onnx(build_detector(config), tmp_path / 'x.onnx', (64, 64))
     assert not list(tmp_path.iterdir())
+
+
+NARROW = {'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256]}
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('tood/tood_r50_fpn_1x_coco', NARROW, 'deform_conv of mmcv'),
+        ('reppoints/reppoints-moment_r50_fpn_1x_coco', NARROW, 'deform_conv of mmcv'),
+        ('mask2former/mask2former_r50_8xb2-lsj-50e_coco', {}, 'found Mask2Former; export a .pth'),
+    ],
+)
+def test_what_onnx_cannot_do_is_one_line(name, options, message, tmp_path, capsys):
+    model = build_detector(read_config(f'mmdet::{name}.py', options))
+    model.eval()
+    with pytest.raises(RiemError, match=message) as caught:
+        write_onnx(model, tmp_path / 'x.onnx', (128, 128))
+    assert '\n' not in str(caught.value) and not list(tmp_path.iterdir())
+    assert not capsys.readouterr().out
