@@ -183,6 +183,8 @@ def _probe(
     if inputs is not None:
         if not isinstance(inputs, Tensor):
             raise RiemError(f'inputs: expected a tensor (n, ...), found {_kind(inputs)}; give torch.as_tensor(...)')
+        if not inputs.isfinite().all():
+            raise RiemError('inputs: expected finite values, found NaN or infinite ones; leave them out')
         probe = ImageProbe(inputs)
     else:
         given = {'input_size': input_size, 'mean': mean, 'std': std}

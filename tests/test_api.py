@@ -135,6 +135,7 @@ def test_outputs_of_any_structure():
         (dict(tuning='none'), "tuning: expected a whole number, found 'none'"),
         (dict(trellis='no'), "trellis: expected True or False, found 'no'"),
         (dict(metric='identity', tuning=3), 'tuning: expected images .* leave tuning out$'),
+        (dict(inputs=torch.full((1, 3, 8, 8), torch.nan)), 'inputs: expected finite values, found NaN'),
     ],
 )
 def test_what_will_not_do_is_one_error(settings, message):
@@ -163,6 +164,34 @@ def test_what_a_call_does_not_take(call, message, tmp_path, monkeypatch):
     with pytest.raises(RiemError, match=message) as caught:
         call()
     assert '\n' not in str(caught.value) and '--' not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def collapsed(share):
+    """A layer that is not needed: weight decay has shrunk it and the scale of its norm to that share."""
+    torch.manual_seed(0)
+    hidden = nn.Sequential(nn.Linear(32, 40, bias=False), nn.BatchNorm1d(40), nn.ReLU())
+    with torch.no_grad():
+        hidden[0].weight.mul_(share)
+        hidden[1].weight.mul_(share)
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), *hidden, nn.Linear(40, 32))
+
+
+@pytest.mark.parametrize('share', [1e-8, 1e-12, 1e-15, 1e-18, 1e-22, 1e-30, 1e-40])
+def test_a_layer_that_collapsed_is_compressed(share):
+    inputs = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    compressed = mmriem.compress(collapsed(share), bits=8.0, inputs=inputs, threads=1)
+    assert all(tensor.isfinite().all() for tensor in compressed.archive.decode().values())
+    first = compressed.archive.decode()['0.weight'] - collapsed(share)[0].weight
+    assert first.std() < 0.1 * collapsed(share)[0].weight.std()
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-20, 1e20, 1e30])
+def test_inputs_of_any_size_are_taken(scale):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(32, 40), nn.ReLU(), nn.Linear(40, 32)), scale * torch.randn(64, 32)
+    compressed = mmriem.compress(model, bits=6.0, inputs=inputs, threads=1)
+    assert compressed.report['totals']['bits_per_weight'] <= 6
+    assert all(weight['metric'] == 'inputs' for weight in compressed.report['weights'])
 
 
 def test_files_of_other_networks_and_names(tmp_path):

@@ -29,6 +29,8 @@ FLATTEST = 2.0**-6
 """Least slope of a measure on logarithmic scales that a search expects: that of a weight of 64 bits."""
 FINEST = 2.0**-12
 """Smallest scale: steps of that many standard deviations."""
+COARSEST = 2.0**300
+"""Largest scale: one for weights that the outputs hardly feel, next to which those of the others have small steps."""
 Solutions = dict[str, tuple[Lattice, float]]
 """Lattice and distortion of each weight by name."""
 OnProgress = Callable[[float, str], None]
@@ -116,7 +118,7 @@ def search(
             exponent = point[0] + min(max((wanted - point[1]) / slope, -3.0), 3.0)
         previous = point
         scale = max(2.0**exponent, FINEST)
-        if scale > 2.0**40:
+        if scale > COARSEST:
             break
     if best is None:
         raise RiemError(f'budget: expected a target that some step can reach, found {target:.4g}; ask for more')

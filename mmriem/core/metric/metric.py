@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from ..weights.views import WeightView
 MAX_COLUMNS = 6144
 """Widest block of the metric: correlations between columns of different blocks are left out."""
 
+FARTHEST = 40
+"""Largest binary exponent, up or down, of inputs whose squares float32 holds with room for sums; others are scaled."""
+
 
 @dataclass(frozen=True, eq=False)
 class Metric:
@@ -22,7 +26,7 @@ class Metric:
     Attributes:
         blocks: ``A`` as diagonal blocks over consecutive columns, each ``(groups, b, b)`` float32, ``b`` summing up to
             ``in``; rows ``k * out / groups`` to ``(k + 1) * out / groups`` have the ``A`` of group ``k``.
-        output_weights: ``g`` ``(out,)`` float64.
+        output_weights: ``g`` ``(out,)`` float64, which also has the power of two that float32 could not hold in ``A``.
         source: ``inputs``, or ``gradients`` where the layer's inputs could not be seen.
     """
 
@@ -52,12 +56,22 @@ class Metric:
 
 @dataclass
 class MetricSums:
-    """Sums over images: of weighted second moments, of squared gradients of each row, and of the weights."""
+    """Sums over images: of weighted second moments, of squared gradients of each row, and of the weights.
+
+    Attributes:
+        blocks: moments ``(groups, b, b)`` float32 of the metric's blocks, in ``unit``.
+        rows: squared gradients ``(out,)`` float64.
+        energy: sum of the weights, in ``unit``.
+        source: as of the metric.
+        unit: binary exponents by which inputs and weights are scaled, so that float32 holds moments of any network: a
+            power of two changes no bit. The first ones that are not all zero decide.
+    """
 
     blocks: list[Tensor]
     rows: Tensor
     energy: float
     source: str
+    unit: tuple[int, int] | None = None
 
     @classmethod
     def empty(cls, view: WeightView, groups: int, source: str = 'inputs') -> MetricSums:
@@ -66,22 +80,39 @@ class MetricSums:
         blocks = [torch.zeros(groups, width, width) for width in widths]
         return cls(blocks, torch.zeros(rows, dtype=torch.float64), 0.0, source)
 
+    def weigh(self, inputs: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs ``(..., in)``, and their weights float64, which are added up, in the unit of the sums."""
+        if self.unit is None and energy.any() and inputs.any():
+            size, largest = (math.frexp(float(values.abs().max()))[1] for values in (inputs, energy))
+            self.unit = (-size if abs(size) > FARTHEST else 0, -largest)
+        of_inputs, of_energy = self.unit or (0, 0)
+        if of_inputs:
+            inputs = (inputs.double() * 2.0**of_inputs).to(inputs)
+        energy = energy * 2.0**of_energy
+        self.energy += float(energy.sum())
+        return inputs, energy
+
     def add(self, other: MetricSums) -> MetricSums:
+        self.unit = self.unit or other.unit
+        pairs = zip(self.unit or (0, 0), other.unit or self.unit or (0, 0))
+        of_inputs, of_energy = (mine - its for mine, its in pairs)
         for mine, its in zip(self.blocks, other.blocks):
-            mine += its
+            mine += its * 2.0 ** (2 * of_inputs + of_energy)
         self.rows += other.rows
-        self.energy += other.energy
+        self.energy += other.energy * 2.0**of_energy
         return self
 
     def to_bytes(self) -> bytes:
         """For another process."""
-        energy = torch.tensor(self.energy, dtype=torch.float64)
+        unit = (math.nan, math.nan) if self.unit is None else self.unit
+        energy = torch.tensor([self.energy, *unit], dtype=torch.float64)
         return _pack(self.blocks, self.source, rows=self.rows, energy=energy)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MetricSums:
         blocks, source, others = _unpack(data)
-        return cls(blocks, others['rows'], float(others['energy']), source)
+        energy, *unit = others['energy'].tolist()
+        return cls(blocks, others['rows'], energy, source, None if math.isnan(unit[0]) else tuple(map(int, unit)))
 
     def metric(self, images: int) -> Metric:
         blocks = tuple(block.div_(self.energy) for block in self.blocks)

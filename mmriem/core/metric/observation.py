@@ -104,11 +104,11 @@ class Watch(TorchFunctionMode):
     ) -> None:
         """Add up inputs ``(groups, positions, in)`` and gradients ``(positions, out)``, a ``share`` of all."""
         energy = gradient.double().square().sum(1) * share
-        weighted = inputs * energy.to(inputs)[:, None]
         if view.name not in self._sums:
             self._sums[view.name] = MetricSums.empty(view, inputs.shape[0])
         sums = self._sums[view.name]
-        sums.energy += float(energy.sum())
+        inputs, energy = sums.weigh(inputs, energy)
+        weighted = inputs * energy.to(inputs)[:, None]
         if function is F.conv_transpose2d:  # each tap of the kernel has its own output pixels
             taps, stride = call['weight'][0, 0], call.get('stride', 1)
             every = torch.eye(taps.numel()).to(inputs) / math.prod(_pair(stride))
@@ -130,10 +130,9 @@ class Watch(TorchFunctionMode):
             squared = view.to_matrix(gradient).double().square().cpu()
             if name not in self._calls:
                 sums = self._sums.setdefault(name, MetricSums.empty(view, 1, 'gradients'))
-                columns = squared.sum(0).float()
+                columns = sums.weigh(torch.ones(1), squared.sum(0))[1].float()
                 for mine, part in zip(sums.blocks, parts(len(columns))):
                     mine += torch.diag(columns[part])
-                sums.energy += float(squared.sum())
             if name in self._sums:
                 self._sums[name].rows += squared.sum(1)
 

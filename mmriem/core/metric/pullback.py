@@ -167,12 +167,30 @@ def _observed(
 
 
 def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: int) -> Tensor:
-    """Of the relative outputs: the mean over the signs of its squared gradient is that of the relative error."""
+    """Of the relative outputs: the mean over the signs of its squared gradient is that of the relative error.
+
+    Elements that are not finite, such as logits of classes that are ruled out, say nothing.
+
+    Raises:
+        RiemError: no element of an output is finite.
+    """
     generator = torch.Generator().manual_seed(seed)
     total = outputs[0].new_zeros(())
     for output in outputs:
         signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
         share = (batch[1] - batch[0]) / len(outputs) / output.numel()
-        scale = output.detach().std().clamp_min(1e-6) / share**0.5
-        total = total + (signs * output).sum() / scale
+        finite = output.detach().isfinite()
+        if not finite.all():
+            output, signs = output[finite], signs[finite]
+        total = total + (signs * output).sum() / (_spread(output.detach()) / share**0.5)
     return total
+
+
+def _spread(output: Tensor) -> Tensor:
+    """Standard deviation of finite elements, at least 1e-6; of a single one its magnitude."""
+    if not output.numel():
+        raise RiemError('outputs of the network: expected finite values, found none; look for NaN in the checkpoint')
+    spread = output.abs().max() if output.numel() == 1 else output.std()
+    if not spread.isfinite():  # the squares are beyond float32
+        spread = output.double().std().clamp_max(torch.finfo(output.dtype).max).to(output)
+    return spread.clamp_min(1e-6)

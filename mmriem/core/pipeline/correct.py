@@ -94,5 +94,7 @@ def _storable(key: str, tensor: Tensor, original: Tensor) -> Tensor:
     """The tensor such that it takes no more bytes than the original: in fp16 where that was exact enough."""
     if not tensor.is_floating_point() or store(key, original).layout.storage != 'half':
         return tensor
+    if not tensor.half().any():
+        return torch.zeros_like(tensor)  # not of either sign: a constant takes no bytes
     limit = torch.finfo(torch.float16).max
     return tensor.clamp(-limit, limit).half().to(tensor.dtype)

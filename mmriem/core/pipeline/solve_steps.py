@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..budget.plan import DENSE_BITS, RECORD_BITS
-from ..budget.scale import CLOSE_ENOUGH, relative_steps, search
+from ..budget.scale import CLOSE_ENOUGH, COARSEST, relative_steps, search
 from ..errors import Hopeless, RiemError
 from ..execution.tasks import Task
 from ..metric.metric import Metric
@@ -277,7 +277,7 @@ class _Search:
                 for view in self._job.views
             )
             scale *= 2 ** ((rate - wanted) / self._job.elements)
-        return min(max(scale, 1e-3), 1e3)
+        return min(max(scale, 1e-3), COARSEST)
 
 
 def solve_steps(job: Job, metrics: Metrics, frame: Frame, log: WorkLog) -> Solution:

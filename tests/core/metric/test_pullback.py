@@ -1,6 +1,7 @@
 """The pullback metric: exact where it can be computed by brute force, true where it can be measured."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmriem.core.errors import RiemError
 from mmriem.core.images.probe import ImageProbe
 from mmriem.core.metric import metric as metric_module
 from mmriem.core.metric import observation, pullback
@@ -538,3 +540,72 @@ def test_an_exception_of_the_probe_comes_through(three_threads):
     with pytest.raises(ValueError, match='broken image'):
         collect(model, every_weight(model), Broken(randn(7, 3, 8, 8), 2), threads=2)
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize('exponent', [-120, -100, 60, 100])
+def test_the_unit_of_the_inputs_changes_nothing_but_the_unit(exponent):
+    """Inputs times a power of two and weights divided by it: what float32 cannot hold of ``A`` is in ``g``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 4))
+    images, errors = torch.randn(24, 6), torch.randn(8, 6)
+    expected = metrics(model, images)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.mul_(2.0**-exponent)
+    found = metrics(other, images.double().mul(2.0**exponent).float())
+    same({'2.weight': found['2.weight']}, {'2.weight': expected['2.weight']})
+    distortion = predicted(found['0.weight'], errors.double() * 2.0**-exponent)
+    assert math.isclose(distortion, predicted(expected['0.weight'], errors), rel_tol=1e-5)
+
+
+def test_sums_in_different_units_add_up():
+    view = every_weight(nn.Linear(3, 2))[0]
+
+    def sums(scales):
+        found = metric_module.MetricSums.empty(view, 1)
+        for seed, scale in scales:
+            inputs, energy = found.weigh(scale * randn(1, 5, 3, seed=seed), randn(5, seed=seed).double().square())
+            found.blocks[0] += (inputs * energy.to(inputs)[:, None]).transpose(1, 2) @ inputs
+            found.rows += 1
+        return found
+
+    small, large = (0, 2.0**-60), (1, 2.0**-59)
+    together = sums([small, large])
+    apart = sums([small]).add(metric_module.MetricSums.from_bytes(sums([large]).to_bytes()))
+    nothing = metric_module.MetricSums.from_bytes(metric_module.MetricSums.empty(view, 1).to_bytes())
+    assert together.unit == apart.unit != sums([large]).unit
+    assert nothing.unit is None and nothing.add(apart).unit == apart.unit
+    expected = together.metric(2).blocks[0]
+    assert_close(apart.metric(2).blocks[0], expected)
+    assert_close(nothing.metric(2).blocks[0], expected)
+
+
+class Ruled(nn.Module):
+    """Rules some classes out, or all of them."""
+
+    def __init__(self, *ruled):
+        super().__init__()
+        self.layer, self.ruled = nn.Linear(6, 4), list(ruled)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return torch.cat([y, torch.full_like(y, -math.inf)], 1)[:, self.ruled]
+
+
+def test_outputs_that_are_not_finite_say_nothing():
+    torch.manual_seed(0)
+    model, images = Ruled(0, 1, 5), randn(16, 6)
+    with_infinity = metrics(model, images, seed=1)['layer.weight']
+    assert with_infinity.output_weights[:2].min() > 0
+    assert (with_infinity.output_weights[2:] == 0).all()
+    with pytest.raises(RiemError, match='outputs of the network: expected finite values, found none'):
+        metrics(Ruled(4, 5), images)
+
+
+def test_outputs_of_one_number_and_of_numbers_whose_squares_are_beyond_float32():
+    torch.manual_seed(0)
+    model, image = nn.Linear(6, 1), randn(1, 6)
+    assert float(metrics(model, image)['weight'].output_weights) > 0
+    with torch.no_grad():
+        model.weight.mul_(1e30)
+    assert float(metrics(model, randn(16, 6))['weight'].output_weights) > 0

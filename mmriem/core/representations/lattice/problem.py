@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,10 @@ ROW_POWER = 0.25
 """Row steps are the output weights to minus half this power: likewise."""
 DEAD_ZONE = 0.04
 """Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
+SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**120
+"""Steps of a lattice, such that float32 holds those of rows and columns too. Weights that are denormal become zeros."""
+FARTHEST = 100
+"""Largest binary exponent, up or down, of output weights that float32 holds; others are scaled."""
 LARGEST_CODE = 1 << 10
 """Of constant weights at a step of the spread."""
 BLOCK = 128
@@ -40,7 +45,7 @@ class Problem:
         weight: ``(groups, in, out / groups)`` float32: columns are contiguous.
         factors: for each block of columns the unit upper triangular ``R_ij / R_jj``, ``(groups, b, b)`` float32.
         pivots: ``R_jj``, ``(groups, in)`` float32.
-        output_weights: ``g``, ``(groups, out / groups)`` float32.
+        output_weights: ``g / unit``, ``(groups, out / groups)`` float32.
         period: taps of a kernel.
         with_trellis: integers are sought along the paths of a trellis (:mod:`.trellis`), on a grid of half the step.
     """
@@ -51,6 +56,7 @@ class Problem:
     output_weights: Tensor
     period: int = 1
     with_trellis: bool = False
+    unit: float = 1.0
 
     @classmethod
     def of(
@@ -64,7 +70,8 @@ class Problem:
         """Factor the metric: ``n ** 3 / 3`` operations for each block of ``n`` columns.
 
         Raises:
-            RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
+            RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite,
+                or a metric with negative eigenvalues or pivots beyond float32.
         """
         blocks = checked_blocks(weight, input_metric, output_weights)
         out, columns = weight.shape
@@ -77,13 +84,16 @@ class Problem:
         grouped = weight.detach().float().reshape(groups, out // groups, columns).transpose(1, 2).contiguous()
         if output_weights is None:
             output_weights = torch.ones(out, device=weight.device)
+        exponent = math.frexp(float(output_weights.max()))[1]
+        unit = 2.0**exponent if abs(exponent) > FARTHEST else 1.0
         return cls(
             grouped,
             tuple(factors),
             torch.cat(pivots, 1) if pivots else torch.ones(1, columns, device=weight.device),
-            output_weights.to(grouped).reshape(groups, -1),
+            (output_weights.double() / unit).to(grouped).reshape(groups, -1),
             period,
             with_trellis,
+            unit,
         )
 
     @property
@@ -97,7 +107,8 @@ class Problem:
         """Natural logarithm of the geometric mean of the distortion that a unit error of one weight does."""
         weights = self.output_weights.double()
         floor = weights.mean() * 1e-3
-        return float(2 * self.pivots.double().log().mean() + weights.clamp_min(floor).log().mean())
+        relative = 2 * self.pivots.double().log().mean() + weights.clamp_min(floor).log().mean()
+        return float(relative) + math.log(self.unit)
 
     def solve(self, step: float) -> tuple[Lattice, float]:
         """Round to the lattice of that step; returns it and the distortion, in units of the metric.
@@ -107,7 +118,8 @@ class Problem:
         rows = _exponents(self.output_weights, -ROW_POWER / 2)
         many = self.output_weights.numel() >= COLUMN_ROWS
         columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER if many else 0.0)
-        step = float(np.float32(step / 2 if self.with_trellis else step))
+        step = min(max(step / 2 if self.with_trellis else step, SMALLEST_STEP), LARGEST_STEP)
+        step = float(np.float32(step))
         row_steps = step * torch.from_numpy(_powers(rows)).to(self.weight)
         column_steps = torch.from_numpy(_powers(columns)).to(self.weight)
         codes = torch.empty_like(self.weight)
@@ -119,7 +131,8 @@ class Problem:
         groups, columns_, per_group = codes.shape
         matrix = codes.transpose(1, 2).reshape(groups * per_group, columns_).to(torch.int32).cpu().numpy()
         flat_rows = rows.reshape(-1)
-        return Lattice(matrix, step, flat_rows, columns, self.period, is_path=self.with_trellis), distortion
+        lattice = Lattice(matrix, step, flat_rows, columns, self.period, is_path=self.with_trellis)
+        return lattice, distortion * self.unit
 
 
 def _cancel(
@@ -223,11 +236,24 @@ def damped(block: Tensor) -> Tensor:
 
 
 def _factor(block: Tensor) -> tuple[Tensor, Tensor]:
-    """``A = R R^T`` with ``R`` upper triangular: ``R`` with its columns divided by the pivots, and the pivots."""
-    lower = torch.linalg.cholesky(damped(block).flip(-1, -2))
+    """``A = R R^T`` with ``R`` upper triangular: ``R`` with its columns divided by the pivots, and the pivots.
+
+    Raises:
+        RiemError: the metric has negative eigenvalues, or pivots that float32 cannot hold.
+    """
+    lower, failed = torch.linalg.cholesky_ex(damped(block).flip(-1, -2))
+    if failed.any():
+        raise RiemError('the input metric: expected no negative eigenvalue, found one')
     upper = lower.flip(-1, -2)
     pivots = upper.diagonal(dim1=-2, dim2=-1)
-    return (upper / pivots[:, None, :]).float().contiguous(), pivots.float().contiguous()
+    held = pivots.float().contiguous()
+    squares = held.square()  # as errors are counted
+    if not (squares.isfinite() & (squares > 0)).all():
+        raise RiemError(
+            'the input metric: expected pivots whose squares float32 can hold, found those of '
+            f'{float(pivots.min()):.3g} to {float(pivots.max()):.3g}; divide the metric by its trace'
+        )
+    return (upper / pivots[:, None, :]).float().contiguous(), held
 
 
 def checked_blocks(weight: Tensor, metric: MetricBlocks | None, output_weights: Tensor | None) -> list[Tensor]:

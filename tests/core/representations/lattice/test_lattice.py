@@ -422,5 +422,43 @@ def test_arguments_that_do_not_fit_are_refused(change, words):
         Lattice.fit(arguments.pop('weight'), {'budget': 2000, 'period': 1}, **arguments)
 
 
+@pytest.mark.parametrize('with_trellis', [False, True])
+def test_powers_of_two_change_no_integer(with_trellis):
+    """Of weights that collapsed, of metrics, of output weights that float32 cannot hold: closed forms for each."""
+    weight, metric, rows = randn(6, 20), metric_of(20), randn(6, seed=2).double().square() + 0.1
+    lattice, distortion = Problem.of(weight, metric, rows, 1, with_trellis).solve(0.25)
+    for of_weight, of_metric, of_rows in ((-70, 0, 0), (60, 0, 0), (0, -40, 0), (0, 40, 0), (0, 0, -200), (0, 0, 200)):
+        scaled = (weight * 2.0**of_weight, metric * 2.0**of_metric, rows * 2.0**of_rows)
+        problem = Problem.of(*scaled, 1, with_trellis)
+        found, its_distortion = problem.solve(0.25 * 2.0**of_weight)
+        assert (found.codes == lattice.codes).all()
+        expected = distortion * 2.0 ** (2 * of_weight + of_metric + of_rows)
+        assert its_distortion == pytest.approx(expected, rel=1e-6)
+        usual = Problem.of(weight, metric, rows, 1, with_trellis).log_sensitivity
+        assert problem.log_sensitivity == pytest.approx(usual + (of_metric + of_rows) * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize('with_trellis', [False, True])
+@pytest.mark.parametrize('scale', [1e-40, 1e-45])
+def test_denormal_weights_become_zeros(scale, with_trellis):
+    problem = Problem.of(randn(6, 20) * scale, None, None, 1, with_trellis)
+    lattice, distortion = problem.solve(problem.spread / 16)
+    assert (lattice.decode() == 0).all()
+    assert distortion == 0 or math.isfinite(distortion)
+
+
+@pytest.mark.parametrize(
+    ('metric', 'words'),
+    [
+        (torch.eye(4).double() * 1e80, 'pivots whose squares float32 can hold'),
+        (torch.eye(4).double() * 1e-80, 'pivots whose squares float32 can hold'),
+        (torch.ones(4, 4).double() - 0.2 * torch.eye(4), 'no negative eigenvalue'),
+    ],
+)
+def test_metrics_that_float32_cannot_factor_are_refused(metric, words):
+    with pytest.raises(RiemError, match=words):
+        Problem.of(randn(6, 4), metric)
+
+
 def test_it_is_known_by_its_name():
     assert get_representation('lattice') is Lattice
