@@ -1,4 +1,4 @@
-/* What entropy.py and context.py do to decode integers, compiled: the same numbers and the same errors, many times as fast.
+/* What entropy.py and context.py do to decode integers, compiled: the same numbers and errors, many times as fast.
 
 They are the specification. Every float here is one IEEE operation of its own, in the order that it has there, so it must
 be compiled without contraction of products and sums (-ffp-contract=off).

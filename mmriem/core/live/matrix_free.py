@@ -1,9 +1,9 @@
-"""Applying a represented weight without ever holding it: block by block, for ``linear`` and ``conv2d``.
+"""Applying a represented weight without ever holding it: block by block, for ``linear`` and convolutions.
 
 A block of rows of the weight is made from its states, applied and dropped; for gradients it is made again. So beside
 the states and the activations, memory grows with ``BLOCK`` weights, not with all of them. A convolution is applied by
 blocks of output channels (rows of the im2col product) or of input channels (its columns), each left to the backend's
-own ``conv2d``.
+own ``conv2d``; a transposed one likewise by output channels.
 
 A low-rank weight is two thin products, one for each :class:`Factor`, and has no rows made at all.
 
@@ -12,6 +12,7 @@ The states of a model that is only run can stay packed as they are in a file (:c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,16 +29,23 @@ BLOCK = 1 << 17
 """Most weights that are made at a time: half a MiB in float32. A row is never divided."""
 
 
-def linear(x: Tensor, factors: Sequence[Factor], states: Mapping[str, State], dtype: torch.dtype) -> Tensor:
-    """``x W^T`` of ``(..., in)``: ``(..., out)``.
+def linear(
+    x: Tensor,
+    factors: Sequence[Factor],
+    states: Mapping[str, State],
+    dtype: torch.dtype,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``x W^T + bias`` of ``(..., in)``: ``(..., out)``.
 
     Args:
         x: the inputs.
         factors: of ``W``, the one that is applied first coming first.
         states: by name; those that require gradients get them.
         dtype: of the weight as the layer would hold it; under autocast, that of autocast is taken.
+        bias: ``(out,)``.
     """
-    return _product(x, factors, states, dtype, [_Linear()] * len(factors))
+    return _product(x, factors, states, dtype, [_Linear()] * len(factors), bias)
 
 
 def conv2d(
@@ -46,6 +54,7 @@ def conv2d(
     states: Mapping[str, State],
     dtype: torch.dtype,
     shape: Sequence[int],
+    bias: Tensor | None = None,
     *,
     stride: Any = 1,
     padding: Any = 0,
@@ -54,11 +63,33 @@ def conv2d(
 ) -> Tensor:
     """The convolution with a weight of ``shape`` ``(out, in / groups, kh, kw)``, see :func:`linear`.
 
-    ``x`` is ``(batch, in, h, w)`` or ``(in, h, w)``; the keywords are those of ``torch.nn.functional.conv2d``, without
-    a bias. Grouped convolutions have one factor.
+    ``x`` is ``(batch, in, h, w)`` or ``(in, h, w)``; the keywords are those of ``torch.nn.functional.conv2d``. Grouped
+    convolutions have one factor.
     """
     first = _Conv2d(tuple(shape[2:]), stride, padding, dilation, groups, shape[0] // groups)
-    return _product(x, factors, states, dtype, [first, *[_Conv2d((1, 1))] * (len(factors) - 1)])
+    return _product(x, factors, states, dtype, [first, *[_Conv2d((1, 1))] * (len(factors) - 1)], bias)
+
+
+def conv_transpose2d(
+    x: Tensor,
+    factors: Sequence[Factor],
+    states: Mapping[str, State],
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    bias: Tensor | None = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    """The transposed convolution with a weight of ``shape`` ``(in, out / groups, kh, kw)``, see :func:`conv2d`.
+
+    Its matrix has a row for each output channel; there is one factor, whose rows alone are divided.
+    """
+    how = _ConvTranspose2d(tuple(shape[2:]), stride, padding, output_padding, dilation, groups, shape[1])
+    return _product(x, factors, states, dtype, [how], bias)
 
 
 def _product(
@@ -67,20 +98,25 @@ def _product(
     states: Mapping[str, State],
     dtype: torch.dtype,
     operations: Sequence[_Operation],
+    bias: Tensor | None,
 ) -> Tensor:
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x = x.to(dtype)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        for factor, operation in zip(factors, operations):
+        for number, (factor, operation) in enumerate(zip(factors, operations), 1):
+            added = bias if number == len(factors) else None
             own = {name: states[name] for name in factor.names}
             tensors = {name: state for name, state in own.items() if isinstance(state, Tensor)}
             step = _Step(factor, operation, dtype, own, tuple(tensors))
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors.values())):
                 x = _Differentiable.apply(x, step.without_tensors(), *tensors.values())
+                x = x if added is None else x + operation.along_outputs(added)
+            elif added is not None and torch.is_grad_enabled() and added.requires_grad:
+                x = step.run(x, own, None) + operation.along_outputs(added)
             else:
-                x = step.run(x, own)
+                x = step.run(x, own, added)
     return x
 
 
@@ -90,8 +126,11 @@ class _Operation(Protocol):
     dim: int
     taps: int
 
-    def __call__(self, x: Tensor, weight: Tensor, outputs: slice) -> Tensor:
-        """The outputs of these rows, ``weight``, of the matrix."""
+    def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
+        """The outputs of these rows, ``weight``, of the matrix, with their ``bias``."""
+
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        """The bias in a shape that goes with all outputs."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +138,22 @@ class _Linear:
     dim: int = -1
     taps: int = 1
 
-    def __call__(self, x: Tensor, weight: Tensor, outputs: slice) -> Tensor:
-        return F.linear(x, weight)
+    def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        return bias
+
+
+def _whole_groups(outputs: slice, size: int) -> Iterator[tuple[slice, int, int]]:
+    """Rows in one group of ``size``, or of several whole ones; the first group, and how many there are."""
+    start = outputs.start
+    while start < outputs.stop:
+        group, within = divmod(start, size)
+        count = 1 if within else max(1, (outputs.stop - start) // size)
+        stop = min(outputs.stop, (group + count) * size)
+        yield slice(start, stop), group, count
+        start = stop
 
 
 @dataclass(frozen=True)
@@ -117,27 +170,49 @@ class _Conv2d:
     def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
-    def __call__(self, x: Tensor, weight: Tensor, outputs: slice) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
         weight = weight.view(len(weight), -1, *self.kernel)
         if self.groups == 1:
-            return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
         channels = x.shape[self.dim] // self.groups
         parts = []
-        for rows, first, count in self._whole_groups(outputs):
+        for rows, first, count in _whole_groups(outputs, self.outputs_per_group):
             own = x.narrow(self.dim, first * channels, count * channels)
-            kernels = weight[rows.start - outputs.start : rows.stop - outputs.start]
-            parts.append(F.conv2d(own, kernels, None, self.stride, self.padding, self.dilation, count))
-        return torch.cat(parts, self.dim)
+            part = slice(rows.start - outputs.start, rows.stop - outputs.start)
+            added = None if bias is None else bias[part]
+            parts.append(F.conv2d(own, weight[part], added, self.stride, self.padding, self.dilation, count))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
-    def _whole_groups(self, outputs: slice) -> Iterator[tuple[slice, int, int]]:
-        """Rows in one group, or of several whole ones; the first group, and how many there are."""
-        start, size = outputs.start, self.outputs_per_group
-        while start < outputs.stop:
-            group, within = divmod(start, size)
-            count = 1 if within else max(1, (outputs.stop - start) // size)
-            stop = min(outputs.stop, (group + count) * size)
-            yield slice(start, stop), group, count
-            start = stop
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        return bias[:, None, None]
+
+
+@dataclass(frozen=True)
+class _ConvTranspose2d:
+    kernel: tuple[int, int]
+    stride: Any
+    padding: Any
+    output_padding: Any
+    dilation: Any
+    groups: int
+    outputs_per_group: int
+    dim: int = -3
+    taps: int = 1  # its columns are never divided
+
+    def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
+        channels = x.shape[self.dim] // self.groups
+        parts = []
+        for rows, first, count in _whole_groups(outputs, self.outputs_per_group):
+            own = x.narrow(self.dim, first * channels, count * channels)
+            part = slice(rows.start - outputs.start, rows.stop - outputs.start)
+            kernels = weight[part].view(count, -1, channels, *self.kernel).transpose(1, 2).flatten(0, 1)
+            added = None if bias is None else bias[part]
+            how = (self.stride, self.padding, self.output_padding, count, self.dilation)
+            parts.append(F.conv_transpose2d(own, kernels, added, *how))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+
+    def along_outputs(self, bias: Tensor) -> Tensor:
+        return bias[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,21 +238,43 @@ class _Step:
     def blocks(self, states: Mapping[str, State]) -> Iterator[Block]:
         return self.factor.blocks(states, BLOCK, self.operation.taps)
 
-    def run(self, x: Tensor, states: Mapping[str, State]) -> Tensor:
-        """All blocks; sums over several of them are in float32 at least."""
+    def run(self, x: Tensor, states: Mapping[str, State], bias: Tensor | None = None) -> Tensor:
+        """All blocks: side by side where they divide the rows, else added up."""
+        blocks = self.blocks(states)
+        first = next(blocks)
+        every = itertools.chain([first], blocks)
+        if first.inputs == EVERYTHING:
+            return self._side_by_side(x, every, self.factor.outputs(states), bias)
+        total = self._added_up(x, every).to(x.dtype)
+        return total if bias is None else total + self.operation.along_outputs(bias)
+
+    def _side_by_side(self, x: Tensor, blocks: Iterator[Block], rows: int, bias: Tensor | None) -> Tensor:
+        whole = None
+        for block in blocks:
+            part = self.apply(x, block.states, block.outputs, None if bias is None else bias[block.outputs])
+            if part.shape[self.operation.dim] == rows:
+                return part
+            if whole is None:
+                size = list(part.shape)
+                size[self.operation.dim] = rows
+                whole = part.new_empty(size)
+            self.outputs(whole, block).copy_(part)
+            del part
+        return whole
+
+    def _added_up(self, x: Tensor, blocks: Iterator[Block]) -> Tensor:
+        """In float32 at least."""
         total = None
-        for block in self.blocks(states):
+        for block in blocks:
             part = self.apply(self.inputs(x, block), block.states, block.outputs)
             if total is None:
-                size = list(part.shape)
-                size[self.operation.dim] = self.factor.outputs(states)
-                total = part.new_zeros(size, dtype=torch.promote_types(part.dtype, torch.float32))
-            self.outputs(total, block).add_(part)
-            del part
-        return total.to(x.dtype)
+                total = part.to(torch.promote_types(part.dtype, torch.float32))
+            else:
+                total += part
+        return total
 
-    def apply(self, x: Tensor, states: dict[str, Tensor], outputs: slice) -> Tensor:
-        return self.operation(x, self.factor.matrix(states).to(self.dtype), outputs)
+    def apply(self, x: Tensor, states: dict[str, Tensor], outputs: slice, bias: Tensor | None = None) -> Tensor:
+        return self.operation(x, self.factor.matrix(states).to(x.device, self.dtype), outputs, bias)
 
     def inputs(self, x: Tensor, block: Block) -> Tensor:
         """The part of ``x`` that a block is applied to."""
@@ -244,7 +341,7 @@ class Source(Protocol):
 
 
 class UnmadeWeight(Tensor):
-    """Stands for a weight: ``F.linear`` and ``F.conv2d`` apply it in blocks, whatever else reads it has it made."""
+    """Stands for a weight: linear and convolution functions apply it in blocks, whatever else reads it has it made."""
 
     source: Source
 
@@ -280,8 +377,7 @@ def _made(value: Any) -> Any:
 
 def _linear(input: Tensor, weight: UnmadeWeight, bias: Tensor | None = None) -> Tensor:
     factors, states = weight.source.factors(grouped=False)
-    y = linear(input, factors, states, weight.dtype)
-    return y if bias is None else y + _made(bias).to(y.dtype)
+    return linear(input, factors, states, weight.dtype, _made(bias))
 
 
 def _conv2d(
@@ -295,10 +391,24 @@ def _conv2d(
 ) -> Tensor:
     factors, states = weight.source.factors(grouped=groups > 1)
     how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    y = conv2d(input, factors, states, weight.dtype, weight.shape, **how)
-    return y if bias is None else y + _made(bias).to(y.dtype)[:, None, None]
+    return conv2d(input, factors, states, weight.dtype, weight.shape, _made(bias), **how)
 
 
-_APPLIED = {F.linear: _linear, F.conv2d: _conv2d}
+def _conv_transpose2d(
+    input: Tensor,
+    weight: UnmadeWeight,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    factors, states = weight.source.factors(grouped=True)
+    how = dict(stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation)
+    return conv_transpose2d(input, factors, states, weight.dtype, weight.shape, _made(bias), **how)
+
+
+_APPLIED = {F.linear: _linear, F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d}
 _METADATA = {Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.ndim.__get__}
 _METADATA |= {Tensor.requires_grad.__get__, Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}
