@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import RiemError, os_reason
 from .archive import Archive, PathLike
-from .reading import from_bytes
+from .reading import Shapes, from_bytes
 
 
 def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
@@ -36,7 +36,7 @@ def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
     temporary = path.with_name(f'.{secrets.token_hex(4)}.riem.tmp')
     try:
         _write_through(temporary, data)
-        _verify(temporary, data, str(path))
+        _verify(temporary, data, str(path), archive.shapes)
         _refuse_occupied(path, force)
         os.replace(temporary, path)
     except OSError as error:
@@ -61,7 +61,7 @@ def _write_through(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _verify(path: Path, data: bytes, origin: str) -> None:
+def _verify(path: Path, data: bytes, origin: str, shapes: Shapes) -> None:
     if path.read_bytes() != data:
         raise RiemError(f'{origin}: expected to read back what was written, found other bytes; check the disk')
-    from_bytes(data, origin).verify()
+    from_bytes(data, origin, shapes).verify()
