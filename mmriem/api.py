@@ -123,9 +123,8 @@ def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     """
     _require_module('load', model)
     _require_path('load', path)
-    archive = reading.read(path)
-    archive.check_against({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    model.load_state_dict(archive.decode())
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(reading.read(path, shapes).decode())
     return model
 
 

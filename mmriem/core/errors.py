@@ -46,6 +46,29 @@ def brief(value: object) -> str:
 
 
 @contextmanager
+def out_of_memory(what: str) -> Iterator[None]:
+    """Makes one RiemError of what Python, numpy or torch raise inside where there is not enough memory.
+
+    Args:
+        what: needs it, a file.
+    """
+    try:
+        yield
+    except RiemError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in _OF_ALLOCATORS):
+            raise
+        raise RiemError(
+            f'{what}: expected enough memory for its tensors, found too little; close other programs'
+        ) from error
+
+
+_OF_ALLOCATORS = ('allocator', 'allocate memory', 'out of memory')
+"""Words in the messages of torch's allocators, which raise a RuntimeError."""
+
+
+@contextmanager
 def naming(what: str) -> Iterator[None]:
     """Puts ``what``, a file or key, before the message of each RiemError raised inside."""
     try:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmriem.version import __version__
 
-from ..errors import RiemError, naming
+from ..errors import RiemError, naming, out_of_memory
 from ..execution.tasks import Progress, costly_first, in_order
 from ..representations.base import Representation
 from ..weights.views import WeightView
@@ -30,7 +30,7 @@ from . import vectors
 from .dense import STORAGES, DenseRecord, dtype_name, store
 from .derived import DerivedRecord, derive
 from .frame import encode_digest, pack
-from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest
+from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest, shapes_of
 from .vectors import PRECISION, VectorRecord, quantise
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -84,6 +84,8 @@ class WeightRecord:
                 f'decoded values, found {encode_digest(found)}; compress the checkpoint again'
             )
         tensor = weight.to(self.view.dtype)
+        if not all(end.isfinite() for end in tensor.aminmax()):  # NaN is both of them
+            raise RiemError(f'weight {self.view.name!r}: expected finite decoded values, found others')
         tensor.riem = self
         return tensor
 
@@ -177,10 +179,8 @@ class Archive:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every state-dict key, in order."""
-        shapes = {record.name: record.shape for record in self.derived}
-        for layout in (*(record.view for record in self.weights), *(record.layout for record in self.dense)):
-            shapes.update(dict.fromkeys((layout.name, *layout.aliases), layout.shape))
-        return {key: shapes[key] for key in self.keys}
+        views = [record.view for record in self.weights]
+        return shapes_of(self.keys, views, [record.layout for record in self.dense], self.derived)
 
     def check_against(self, expected: Mapping[str, Sequence[int]]) -> None:
         """Compare with the keys and shapes of the model that is to be loaded.
@@ -191,21 +191,7 @@ class Archive:
         Raises:
             RiemError: a key is missing in the file, not in the model, or has another shape.
         """
-        found = self.shapes
-        missing = [key for key in expected if key not in found]
-        unexpected = [key for key in found if key not in expected]
-        mismatched = [
-            f'{key} (expected {tuple(expected[key])}, found {shape})'
-            for key, shape in found.items()
-            if key in expected and tuple(expected[key]) != shape
-        ]
-        differences = (('missing', missing), ('unexpected', unexpected), ('with another shape', mismatched))
-        parts = [f'{len(keys)} {kind}: {_first_few(keys)}' for kind, keys in differences if keys]
-        if parts:
-            raise RiemError(
-                f'{self.origin}: config and file do not belong together, expected the {len(expected)} keys '
-                f'of the model, found {"; ".join(parts)}; use the config that was written beside the file'
-            )
+        require_shapes(self.origin, expected, self.shapes)
 
     def decode(self, progress: Progress | None = None) -> OrderedDict[str, Tensor]:
         """Every tensor of the state dict in its original order, shape and dtype.
@@ -222,9 +208,10 @@ class Archive:
         tensors: dict[str, Tensor] = {}
         costs = [record.encoded.symbols for record in self.weights]
         decoded = costly_first(WeightRecord.decode, self.weights, costs, torch.get_num_threads())
-        for names, tensor in self._named(decoded, progress):
-            tensor.riem = getattr(tensor, 'riem', None)
-            tensors.update(dict.fromkeys(names, tensor))
+        with out_of_memory(self.origin):
+            for names, tensor in self._named(decoded, progress):
+                tensor.riem = getattr(tensor, 'riem', None)
+                tensors.update(dict.fromkeys(names, tensor))
         return OrderedDict((key, tensors[key]) for key in self.keys)
 
     def verify(self) -> None:
@@ -233,8 +220,9 @@ class Archive:
         Raises:
             RiemError: as ``decode``.
         """
-        for _ in self._named(in_order(WeightRecord.decode, self.weights, torch.get_num_threads()), None):
-            pass
+        with out_of_memory(self.origin):
+            for _ in self._named(in_order(WeightRecord.decode, self.weights, torch.get_num_threads()), None):
+                pass
 
     def to_bytes(self) -> bytes:
         """The file, deterministic.
@@ -282,6 +270,24 @@ class Archive:
                 done += tensor.numel()
                 if progress is not None:
                     progress(done / total)
+
+
+def require_shapes(origin: str, expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> None:
+    """Compare the keys and shapes of a model with those of a file; see ``Archive.check_against``."""
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    mismatched = [
+        f'{key} (expected {tuple(expected[key])}, found {tuple(shape)})'
+        for key, shape in found.items()
+        if key in expected and tuple(expected[key]) != tuple(shape)
+    ]
+    differences = (('missing', missing), ('unexpected', unexpected), ('with another shape', mismatched))
+    parts = [f'{len(keys)} {kind}: {_first_few(keys)}' for kind, keys in differences if keys]
+    if parts:
+        raise RiemError(
+            f'{origin}: config and file do not belong together, expected the {len(expected)} keys '
+            f'of the model, found {"; ".join(parts)}; use the config that was written beside the file'
+        )
 
 
 def _digest(data: bytes) -> bytes:

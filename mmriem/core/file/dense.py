@@ -72,7 +72,7 @@ class DenseLayout:
         known = self.dtype in DTYPES and (self.storage in STORAGES or self.is_vector)
         if not known or (self.dtype == 'bfloat16' if self.storage == 'raw' else not self._is_float()):
             raise RiemError(f'tensor {self.name!r}: dtype {self.dtype!r} does not go with storage {self.storage!r}')
-        if self.is_vector and len(self.shape) != 1:
+        if self.is_vector and (len(self.shape) != 1 or not self.shape[0]):
             raise RiemError(f'tensor {self.name!r}: shape {self.shape} does not go with storage {self.storage!r}')
 
     @property
@@ -102,14 +102,19 @@ class DenseRecord:
         """The tensor in its original shape and dtype; memory of its own.
 
         Raises:
-            RiemError: a boolean tensor holds something else than 0 and 1.
+            RiemError: a boolean tensor holds something else than 0 and 1, or a floating one NaN or infinity and is no
+                mask.
         """
         layout, dtype = self.layout, DTYPES[self.layout.dtype]
         if layout.storage == 'raw':
-            return _from_raw(layout.name, self.values, dtype).reshape(layout.shape)
-        stored = np.frombuffer(self.values, STORAGES[layout.storage])
-        native = stored.astype(stored.dtype.newbyteorder('='))  # a copy: frombuffer is read-only
-        return torch.from_numpy(native).to(dtype).reshape(layout.shape)
+            tensor = _from_raw(layout.name, self.values, dtype).reshape(layout.shape)
+        else:
+            stored = np.frombuffer(self.values, STORAGES[layout.storage])
+            native = stored.astype(stored.dtype.newbyteorder('='))  # a copy: frombuffer is read-only
+            tensor = torch.from_numpy(native).to(dtype).reshape(layout.shape)
+        if not tensor.isfinite().all() and not _is_mask(tensor):
+            raise RiemError(f'tensor {layout.name!r}: expected finite values, or a mask of 0 and -inf, found others')
+        return tensor
 
 
 def store(name: str, tensor: Tensor, aliases: tuple[str, ...] = ()) -> DenseRecord:
@@ -131,6 +136,14 @@ def store(name: str, tensor: Tensor, aliases: tuple[str, ...] = ()) -> DenseReco
     layout = DenseLayout(name, tuple(tensor.shape), dtype, storage, aliases)
     values = _to_raw(tensor) if storage == 'raw' else _floats(tensor).astype(STORAGES[storage]).tobytes()
     return DenseRecord(layout, values)
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Of attention: a matrix, or several, of zeros and minus infinities. Nothing else is right with infinities."""
+    if tensor.dim() < 2 or not tensor.is_floating_point():
+        return False
+    hidden = tensor == -math.inf
+    return bool(((tensor == 0) | hidden).all() and hidden.any() and not hidden.all())
 
 
 def _cheapest(tensor: Tensor) -> str:

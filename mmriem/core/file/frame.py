@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from ..errors import RiemError, brief
@@ -42,10 +44,42 @@ def pack(blobs: Mapping[str, bytes]) -> bytes:
     return b''.join([len(header).to_bytes(8, 'little'), header, *present.values()])
 
 
-def unpack(stream: BinaryIO, size: int, where: str) -> dict[str, bytes]:
-    """The tensors of a file of ``size`` bytes, each as bytes; every name of ``TENSORS``, empty where absent.
+@dataclass(frozen=True)
+class Frame:
+    """A file whose header was read, and nothing else.
 
-    Only the manifest's hash is checked here; the manifest holds those of the other tensors.
+    Attributes:
+        stream: the file, which can seek.
+        where: its name, for the errors.
+        starts: place of each tensor in the file, by name; in file order.
+        sizes: bytes of each tensor, by name; 0 where it is absent.
+        digest: of the manifest, as the header has it.
+    """
+
+    stream: BinaryIO
+    where: str
+    starts: dict[str, int]
+    sizes: dict[str, int]
+    digest: str
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a tensor. Of the manifest the hash is checked, which holds those of the others.
+
+        Raises:
+            RiemError: the file is shorter than it was, or the manifest is another one.
+        """
+        self.stream.seek(self.starts[name])
+        blob = _read(self.stream, self.sizes[name], self.where)
+        if name == 'manifest' and (found := _digest(blob)) != self.digest:
+            raise RiemError(
+                f'{self.where}: expected SHA-256 {brief(self.digest)} of the manifest, found {found!r}; '
+                'copy the file again'
+            )
+        return blob
+
+
+def open_frame(stream: BinaryIO, size: int, where: str) -> Frame:
+    """The frame of a file of ``size`` bytes, of which only the header is read.
 
     Args:
         stream: positioned at the file's first byte.
@@ -57,16 +91,20 @@ def unpack(stream: BinaryIO, size: int, where: str) -> dict[str, bytes]:
     """
     header = _read_header(stream, size, where)
     sizes, digest = _parse_header(header, size, where)
-    expected = 8 + len(header) + sum(sizes.values())
+    sizes = {name: sizes.get(name, 0) for name in TENSORS}
+    *starts, expected = itertools.accumulate(sizes.values(), initial=8 + len(header))
     if expected != size:
         raise RiemError(f'{where}: expected {expected} bytes by its header, found {size}; copy the file again')
-    blobs = {name: _read(stream, sizes.get(name, 0), where) for name in TENSORS}
-    found = _digest(blobs['manifest'])
-    if found != digest:
-        raise RiemError(
-            f'{where}: expected SHA-256 {brief(digest)} of the manifest, found {found!r}; copy the file again'
-        )
-    return blobs
+    return Frame(stream, where, dict(zip(TENSORS, starts)), sizes, digest)
+
+
+def unpack(stream: BinaryIO, size: int, where: str) -> dict[str, bytes]:
+    """The tensors of a file of ``size`` bytes, each as bytes; every name of ``TENSORS``, empty where absent.
+
+    Args and errors are those of :func:`open_frame` and :meth:`Frame.read`.
+    """
+    frame = open_frame(stream, size, where)
+    return {name: frame.read(name) for name in ('manifest', *TENSORS)}
 
 
 def _digest(blob: bytes) -> str:

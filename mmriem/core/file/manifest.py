@@ -37,7 +37,7 @@ import numpy as np
 
 from ..errors import RiemError, brief
 from ..weights.views import WeightView
-from .dense import VECTOR_STORAGES, DenseLayout
+from .dense import DTYPES, VECTOR_STORAGES, DenseLayout
 from .derived import DerivedRecord
 
 # tensor of the file that holds a storage
@@ -89,6 +89,28 @@ class Manifest:
     settings: dict[str, Any]
     source: Source
     producer: str
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every state-dict key, in order."""
+        return shapes_of(self.keys, [entry.view for entry in self.weights], self.dense, self.derived)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Of all tensors together, an element counted as 4 bytes at least, for what makes it is no smaller."""
+        tensors = [(entry.view.shape, entry.view.dtype) for entry in self.weights]
+        tensors += [(entry.shape, DTYPES[entry.dtype]) for entry in (*self.dense, *self.derived)]
+        return sum(math.prod(shape) * max(dtype.itemsize, 4) for shape, dtype in tensors)
+
+
+def shapes_of(
+    keys: Sequence[str], views: Sequence[WeightView], dense: Sequence[DenseLayout], derived: Sequence[DerivedRecord]
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every key, in the order of the keys."""
+    shapes = {record.name: record.shape for record in derived}
+    for layout in (*views, *dense):
+        shapes.update(dict.fromkeys((layout.name, *layout.aliases), layout.shape))
+    return {key: shapes[key] for key in keys}
 
 
 def compress_manifest(manifest: Manifest) -> bytes:

@@ -15,39 +15,48 @@ from ..errors import RiemError, brief, naming
 from ..weights.views import WeightView
 from .dense import DTYPES, DenseLayout
 from .derived import DerivedRecord
+from .limits import Limits, limits_for
 from .manifest import BLOBS, MAX_JSON_DEPTH, Manifest, Source, WeightEntry, _is_scalar, _to_json, plain_json
 
-# Bounds that a file is held to before anything is allocated for it.
-MAX_JSON_BYTES = 2**25
+# Bounds that a file of any size is held to; see also `limits`.
 MAX_KEYS = 100_000
 MAX_KEY_CHARS = 512
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**31 - 1
-MAX_DECODED_BYTES = 2**33  # of all tensors together: two thousand million float32 parameters
+MOST_ELEMENTS = 2**32  # of a tensor
 DIGEST_BYTES = 32
 
 
-def expand_manifest(compressed: bytes, where: str) -> Manifest:
+def expand_manifest(compressed: bytes, where: str, limits: Limits | None = None) -> Manifest:
     """The inverse of ``compress_manifest``, for bytes that nobody vouches for.
 
+    Args:
+        compressed: the tensor ``manifest``.
+        where: name of the file, for the errors.
+        limits: of the file; those of one that holds nothing else where they are not given.
+
     Raises:
-        RiemError: anything that ``compress_manifest`` does not write, or beyond the bounds of this module.
+        RiemError: anything that ``compress_manifest`` does not write, or beyond the limits.
     """
-    text = _inflate(compressed, where)
-    manifest = _from_json(_parse(text, where), where)
+    limits = limits_for(len(compressed)) if limits is None else limits
+    text = _inflate(compressed, where, limits)
+    with naming(where):
+        # an upper bound that takes no parser
+        limits.require('json_values', 1 + sum(text.count(mark) for mark in b',:[{'), 'values in the manifest')
+    manifest = _from_json(_parse(text, where), where, limits)
     if _to_json(manifest).encode('ascii') != text:
         raise RiemError(f'{where}: expected the canonical spelling of the manifest, found another one')
     return manifest
 
 
-def _inflate(compressed: bytes, where: str) -> bytes:
+def _inflate(compressed: bytes, where: str, limits: Limits) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        text = inflater.decompress(compressed, MAX_JSON_BYTES)
+        text = inflater.decompress(compressed, limits.json_bytes)
     except zlib.error as error:
         raise RiemError(f'{where}: expected a zlib-compressed manifest, found {error}') from error
     if not inflater.eof or inflater.unused_data:
-        raise RiemError(f'{where}: expected a manifest of at most {MAX_JSON_BYTES} bytes and nothing after it')
+        raise RiemError(f'{where}: expected a manifest of at most {limits.json_bytes} bytes and nothing after it')
     return text
 
 
@@ -55,7 +64,7 @@ def _parse(text: bytes, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text.decode('ascii'))
     except (ValueError, RecursionError) as error:
-        raise RiemError(f'{where}: expected a manifest in JSON, found {brief(text)}') from error
+        raise RiemError(f'{where}: expected a manifest in JSON, found {brief(text[:100])}') from error
     if not isinstance(manifest, dict):
         raise RiemError(f'{where}: expected a JSON object as manifest, found {brief(manifest)}')
     return manifest
@@ -89,13 +98,13 @@ class _Table:
             ) from error
 
 
-def _from_json(values: dict[str, Any], where: str) -> Manifest:
+def _from_json(values: dict[str, Any], where: str, limits: Limits) -> Manifest:
     top = _Table(values, 'manifest', where)
-    keys = _decode_keys(top.take('keys', _list_of_text), where)
+    keys = _decode_keys(top.take('keys', _list_of_text), where, limits)
     kinds = top.take('kinds', _kinds_of_length(len(keys)))
     aliases = _decode_aliases(top, keys, kinds)
     names = {kind: [key for key, its_kind in zip(keys, kinds) if its_kind == kind] for kind in 'wdr'}
-    manifest = Manifest(
+    return Manifest(
         keys=keys,
         weights=_decode_weights(_Table(top.take('weights', _any), 'weights', where), names['w'], aliases),
         dense=_decode_dense(_Table(top.take('dense', _any), 'dense', where), names['d'], aliases),
@@ -106,15 +115,14 @@ def _from_json(values: dict[str, Any], where: str) -> Manifest:
         source=Source(*top.column('source', len(fields(Source)), _text)),
         producer=top.take('producer', _text),
     )
-    _bound_decoded(manifest, where)
-    return manifest
 
 
-def _decode_keys(coded: list[str], where: str) -> tuple[str, ...]:
+def _decode_keys(coded: list[str], where: str, limits: Limits) -> tuple[str, ...]:
     if len(coded) > MAX_KEYS:
         raise RiemError(f'{where}: expected at most {MAX_KEYS} keys, found {len(coded)}')
     keys: dict[str, None] = {}
     previous: list[str] = []
+    written = 0
     for text in coded:
         shared, _, rest = text.partition(':')
         count = int(shared) if shared.isdecimal() and shared.isascii() and len(shared) < 4 else -1
@@ -126,18 +134,21 @@ def _decode_keys(coded: list[str], where: str) -> tuple[str, ...]:
             )
         keys[key] = None
         previous = key.split('.')
+        written += len(key)
+        if written > limits.json_bytes:
+            raise RiemError(f'{where}: expected keys of at most {limits.json_bytes} characters together, found more')
     return tuple(keys)
 
 
 def _decode_aliases(top: _Table, keys: tuple[str, ...], kinds: str) -> dict[str, tuple[str, ...]]:
     """Further keys by first key."""
     places = [place for place, kind in enumerate(kinds) if kind == 'a']
-    aliases: dict[str, tuple[str, ...]] = {}
+    aliases: dict[str, list[str]] = {}
     for place, first in zip(places, top.column('aliases', len(places), _count)):
         if first >= place or kinds[first] not in 'wd':
             raise RiemError(f'{top.where}: expected key {keys[place]!r} to stand for an earlier weight or dense tensor')
-        aliases[keys[first]] = (*aliases.get(keys[first], ()), keys[place])
-    return aliases
+        aliases.setdefault(keys[first], []).append(keys[place])
+    return {first: tuple(further) for first, further in aliases.items()}
 
 
 def _decode_weights(table: _Table, names: list[str], aliases: dict[str, tuple[str, ...]]) -> tuple[WeightEntry, ...]:
@@ -185,14 +196,6 @@ def _decode_blobs(table: _Table) -> dict[str, bytes]:
     return {name: table.take(name, _digests(1))[0] for name in set(BLOBS.values()) if name in table.values}
 
 
-def _bound_decoded(manifest: Manifest, where: str) -> None:
-    total = sum(math.prod(entry.view.shape) * entry.view.dtype.itemsize for entry in manifest.weights)
-    total += sum(math.prod(entry.shape) * DTYPES[entry.dtype].itemsize for entry in manifest.dense)
-    total += sum(math.prod(entry.shape) * DTYPES[entry.dtype].itemsize for entry in manifest.derived)
-    if total > MAX_DECODED_BYTES:
-        raise RiemError(f'{where}: expected at most {MAX_DECODED_BYTES} decoded bytes, found {total}')
-
-
 def _any(value: Any) -> Any:
     return value
 
@@ -237,8 +240,8 @@ def _shape(value: Any) -> tuple[int, ...]:
     sane = isinstance(value, list) and len(value) <= MAX_DIMENSIONS
     if not sane or any(type(size) is not int or not 0 <= size <= MAX_SIZE for size in value):
         raise ValueError(f'a shape of at most {MAX_DIMENSIONS} sizes of at most {MAX_SIZE}')
-    if math.prod(size for size in value if size) > MAX_DECODED_BYTES:
-        raise ValueError(f'a shape of at most {MAX_DECODED_BYTES} elements')
+    if math.prod(size for size in value if size) > MOST_ELEMENTS:
+        raise ValueError(f'a shape of at most {MOST_ELEMENTS} elements')
     return tuple(value)
 
 

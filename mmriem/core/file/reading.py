@@ -1,4 +1,8 @@
-"""Read a ``.riem`` file strictly: bounds, spelling and hashes first, nothing half loaded."""
+"""Read a ``.riem`` file strictly: limits, spelling and hashes first, nothing half loaded.
+
+What the manifest says is compared with the model, where there is one, and with what a file of its size may take
+(``mmriem.core.file.limits``); only then are the other tensors of the file read, and only what these say is parsed.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +15,49 @@ from typing import BinaryIO
 
 import torch
 
-from ..errors import RiemError, naming, os_reason
+from ..errors import RiemError, naming, os_reason, out_of_memory
 from ..execution.tasks import costly_first
-from ..representations.base import Representation, get_representation
+from ..representations.base import Demand, Representation, get_representation
 from . import vectors
-from .archive import Archive, PathLike, WeightRecord, _digest
+from .archive import Archive, PathLike, WeightRecord, _digest, require_shapes
 from .dense import STORAGES, DenseLayout, DenseRecord
-from .frame import encode_digest, unpack
+from .frame import encode_digest, open_frame
+from .limits import Limits, limits_for
 from .manifest import BLOBS, Manifest, WeightEntry
 from .manifest_reader import expand_manifest
 from .vectors import VectorRecord
 
+Shapes = Mapping[str, Sequence[int]]
 
-def from_bytes(data: bytes, origin: str = 'archive') -> Archive:
+
+def from_bytes(
+    data: bytes, origin: str = 'archive', expected: Shapes | None = None, limit: float | None = None
+) -> Archive:
     """The archive in the bytes of a ``.riem`` file; the inverse of ``Archive.to_bytes``.
 
-    Raises:
-        RiemError: as ``read``.
+    Args and errors are those of ``read``; ``origin`` names the file in errors.
     """
-    return _from_stream(io.BytesIO(data), len(data), origin)
+    return _from_stream(io.BytesIO(data), len(data), origin, expected, limit)
 
 
-def read(path: PathLike) -> Archive:
+def read(path: PathLike, expected: Shapes | None = None, limit: float | None = None) -> Archive:
     """The archive in a ``.riem`` file: every hash of stored bytes verified, weights parsed, not yet decoded.
 
+    Args:
+        path: the file.
+        expected: state-dict keys of the model that it is for, with their shapes, which the file must have. Without
+            them the size of the file bounds what it may decode to.
+        limit: raises the limits that a file of its size is held to, so many times; that of the environment variable
+            ``MMRIEM_READ_LIMIT``, or 1, where it is not given.
+
     Raises:
-        RiemError: the file cannot be read or is anything but a whole, valid ``.riem`` file.
+        RiemError: the file cannot be read, is anything but a whole, valid ``.riem`` file, is of another model, or asks
+            for more memory or time than its size allows.
     """
     _require_file(path)
     try:
         with open(path, 'rb') as stream:
-            return _from_stream(stream, os.fstat(stream.fileno()).st_size, str(path))
+            return _from_stream(stream, os.fstat(stream.fileno()).st_size, str(path), expected, limit)
     except OSError as error:
         raise RiemError(f'{path}: expected a readable .riem file, found: {os_reason(error)}') from error
 
@@ -56,40 +72,74 @@ def _require_file(path: PathLike) -> None:
         raise RiemError(f'{path}: expected a .riem file, found {found}')
 
 
-def _from_stream(stream: BinaryIO, size: int, origin: str) -> Archive:
-    blobs = unpack(stream, size, origin)
-    manifest = expand_manifest(blobs['manifest'], origin)
-    with naming(origin):
-        _check_blobs(blobs, manifest)
-        return Archive(
-            keys=manifest.keys,
-            weights=tuple(_weight_records(manifest.weights, blobs['streams'])),
-            dense=tuple(_dense_records(manifest.dense, blobs)),
-            derived=manifest.derived,
-            dataset_meta=manifest.dataset_meta,
-            source=manifest.source,
-            settings=manifest.settings,
-            producer=manifest.producer,
-            origin=origin,
-        )
+def _from_stream(stream: BinaryIO, size: int, origin: str, expected: Shapes | None, limit: float | None) -> Archive:
+    limits = limits_for(size, limit)
+    limits = limits if expected is None else limits.with_model(expected)
+    with out_of_memory(origin):
+        frame = open_frame(stream, size, origin)
+        with naming(origin):
+            limits.require('json_bytes', frame.sizes['manifest'], 'bytes of a compressed manifest')
+        manifest = expand_manifest(frame.read('manifest'), origin, limits)
+        if expected is not None:
+            require_shapes(origin, expected, manifest.shapes)
+        with naming(origin):
+            limits.require('decoded_bytes', manifest.decoded_bytes, 'decoded bytes')
+            _check_demands(manifest.weights, limits)
+            _check_lengths(frame.sizes, manifest)
+            blobs = {name: frame.read(name) for name in frame.sizes if name != 'manifest'}
+            for name, digest in manifest.blobs.items():  # that of the streams is checked one by one
+                _require_digest(f'tensor {name}', blobs[name], digest)
+            return Archive(
+                keys=manifest.keys,
+                weights=tuple(_weight_records(manifest.weights, blobs['streams'])),
+                dense=tuple(_dense_records(manifest.dense, blobs)),
+                derived=manifest.derived,
+                dataset_meta=manifest.dataset_meta,
+                source=manifest.source,
+                settings=manifest.settings,
+                producer=manifest.producer,
+                origin=origin,
+            )
 
 
-def _check_blobs(blobs: Mapping[str, bytes], manifest: Manifest) -> None:
-    """Every tensor but the manifest: its length, and its hash (that of the streams is checked one by one)."""
+def _check_demands(entries: Sequence[WeightEntry], limits: Limits) -> None:
+    """What each weight says of its stream, against its shape and settings, and what all of them take."""
+    memory = nanoseconds = 0
+    for entry in entries:
+        with naming(f'weight {entry.view.name!r}'):
+            demand = get_representation(entry.representation).demand(entry.view.matrix_shape, entry.settings)
+            _check_demand(entry, demand)
+        memory = max(memory, demand.memory)
+        nanoseconds += demand.nanoseconds
+    limits.require('decoded_bytes', memory, 'bytes to regenerate a weight')
+    limits.require('nanoseconds', nanoseconds, 'nanoseconds to regenerate weights')
+
+
+def _check_demand(entry: WeightEntry, demand: Demand) -> None:
+    if entry.symbols != demand.symbols:
+        raise RiemError(f'expected {demand.symbols} symbols by shape and settings, found {entry.symbols}')
+    if not demand.least <= entry.n_bytes <= demand.most:
+        between = f'{demand.least}' if demand.least == demand.most else f'{demand.least} to {demand.most}'
+        raise RiemError(f'expected a stream of {between} bytes by shape and settings, found {entry.n_bytes}')
+
+
+def _check_lengths(sizes: Mapping[str, int], manifest: Manifest) -> None:
+    """Every tensor but the manifest: its length, and whether there is a hash of it."""
     lengths = {BLOBS[storage]: 0 for storage in STORAGES}
     for layout in manifest.dense:
         if not layout.is_vector:
             lengths[BLOBS[layout.storage]] += layout.n_bytes
-    lengths['vectors'] = len(blobs['vectors']) if any(layout.is_vector for layout in manifest.dense) else 0
     lengths['streams'] = sum(entry.n_bytes for entry in manifest.weights)
     for name, expected in lengths.items():
-        if len(blobs[name]) != expected:
-            raise RiemError(f'tensor {name}: expected {expected} bytes by the manifest, found {len(blobs[name])}')
-    present = {name for name in set(BLOBS.values()) if blobs[name]}
+        if sizes[name] != expected:
+            raise RiemError(f'tensor {name}: expected {expected} bytes by the manifest, found {sizes[name]}')
+    elements = [layout.shape[0] for layout in manifest.dense if layout.is_vector]
+    most = vectors.most_bytes(elements)
+    if sizes['vectors'] > most:
+        raise RiemError(f'tensor vectors: expected at most {most} bytes by the manifest, found {sizes["vectors"]}')
+    present = {name for name in set(BLOBS.values()) if sizes[name]}
     if present != set(manifest.blobs):
         raise RiemError(f'expected SHA-256 of the tensors {sorted(present)}, found those of {sorted(manifest.blobs)}')
-    for name, digest in manifest.blobs.items():
-        _require_digest(f'tensor {name}', blobs[name], digest)
 
 
 def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[WeightRecord]:
@@ -110,8 +160,6 @@ def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[
 def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:
     kind = get_representation(entry.representation)
     encoded = kind.from_payload(entry.view.matrix_shape, entry.settings, payload)
-    if encoded.symbols != entry.symbols:
-        raise RiemError(f'expected {entry.symbols} symbols, found {encoded.symbols} in its stream')
     if encoded.settings() != entry.settings:
         raise RiemError(f'expected the settings {entry.settings}, found that they mean {encoded.settings()}')
     return encoded

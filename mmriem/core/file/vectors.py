@@ -65,6 +65,8 @@ LARGEST = 1 << 24
 SMALLEST_VARIANCE = 2.0**-40
 """Smaller ones, zeros too, are stored as this; next to the ``eps`` of a norm they are nothing."""
 _HEADER = struct.Struct('<II')  # bytes of the scales, bytes of the centres
+_MOST = 8  # bytes of a coded integer
+_TOO_LARGE = f'vectors: expected integers of at most {LARGEST}, found a larger one; the file is damaged'
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +160,16 @@ def encode(records: Sequence[VectorRecord]) -> bytes:
     return _HEADER.pack(len(scales), len(shifts)) + scales + shifts + entropy.encode(deviations[None])
 
 
+def most_bytes(lengths: Sequence[int]) -> int:
+    """The most that vectors of these lengths take, however unlikely their integers."""
+    return _HEADER.size + _MOST * (sum(lengths) + 2 * len(lengths) + 8) if lengths else 0
+
+
+def _largest(integers: np.ndarray) -> int:
+    """Magnitude, without a copy of the integers."""
+    return max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
+
+
 def decode(data: bytes, layouts: Sequence[DenseLayout]) -> list[VectorRecord]:
     """The vectors that :func:`encode` was given, by their layouts.
 
@@ -176,12 +188,17 @@ def decode(data: bytes, layouts: Sequence[DenseLayout]) -> list[VectorRecord]:
     centres = entropy.decode_vector(data[ends[0] : ends[1]], len(layouts))
     lengths = [layout.shape[0] for layout in layouts]
     deviations = entropy.decode(data[ends[1] :], (1, sum(lengths)))[0]
-    codes = np.repeat(centres.astype(np.int64), lengths) + deviations
-    if np.abs(codes).max(initial=0) > LARGEST:
-        raise RiemError(f'vectors: expected integers of at most {LARGEST}, found a larger one; the file is damaged')
+    # bounded first, so that int32 holds the sums
+    if _largest(centres) > LARGEST or _largest(deviations) > 2 * LARGEST:
+        raise RiemError(_TOO_LARGE)
+    codes = deviations.astype(np.int32, copy=False)
+    pieces = np.split(codes, np.cumsum(lengths)[:-1])
+    for piece, centre in zip(pieces, centres):
+        piece += centre
+    if _largest(codes) > LARGEST:
+        raise RiemError(_TOO_LARGE)
     for layout, scale in zip(layouts, scales):
         low, high = (-MAX_EXPONENT, MAX_EXPONENT) if layout.storage == LINEAR else (0, MAX_FINENESS)
         if not low <= scale <= high:
             raise RiemError(f'tensor {layout.name!r}: expected a scale of {low} to {high}, found {scale}')
-    pieces = np.split(codes.astype(np.int32), np.cumsum(lengths)[:-1])
     return [VectorRecord(layout, int(scale), piece) for layout, scale, piece in zip(layouts, scales, pieces)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..atomic import remove_leftovers, whole_file
 from ..errors import RiemError
 from .archive import Archive, PathLike
-from .reading import from_bytes
+from .reading import Shapes, from_bytes
 
 
 def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
@@ -34,7 +34,7 @@ def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
     data = archive.to_bytes()
 
     def check(temporary: Path) -> None:
-        _verify(temporary, data, str(path))
+        _verify(temporary, data, str(path), archive.shapes)
         _refuse_occupied(path, force)
 
     remove_leftovers(path.parent)
@@ -50,7 +50,7 @@ def _refuse_occupied(path: Path, force: bool) -> None:
         raise RiemError(f'{path}: expected no file of that name, found one; force=True replaces it')
 
 
-def _verify(path: Path, data: bytes, origin: str) -> None:
+def _verify(path: Path, data: bytes, origin: str, shapes: Shapes) -> None:
     if path.read_bytes() != data:
         raise RiemError(f'{origin}: expected to read back what was written, found other bytes; check the disk')
-    from_bytes(data, origin).verify()
+    from_bytes(data, origin, shapes).verify()

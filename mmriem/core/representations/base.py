@@ -23,6 +23,23 @@ class Work(NamedTuple):
     bits: tuple[int, int]
 
 
+class Demand(NamedTuple):
+    """What reading a payload and regenerating its matrix takes, as far as shape and settings tell.
+
+    Attributes:
+        symbols: integers in the payload.
+        least, most: bytes of the payload.
+        memory: bytes beside the states and the matrix, at a time.
+        nanoseconds: of one core, beyond the few that each element of a matrix takes anyway.
+    """
+
+    symbols: int
+    least: int
+    most: int
+    memory: int = 0
+    nanoseconds: int = 0
+
+
 class StepProblem(Protocol):
     """A weight matrix with its metric, which is solved at any step."""
 
@@ -148,6 +165,15 @@ class Representation(ABC):
     @abstractmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Representation:
         """Inverse of :meth:`to_payload`; raises :class:`RiemError` on any inconsistency."""
+
+    @classmethod
+    @abstractmethod
+    def demand(cls, shape: tuple[int, int], settings: dict[str, Any]) -> Demand:
+        """What :meth:`from_payload` and :meth:`decode` will take, from numbers of a file that nobody vouches for.
+
+        Raises:
+            RiemError: the settings make no sense, or not for a matrix of this shape.
+        """
 
     @abstractmethod
     def decode(self) -> Tensor:

@@ -1,5 +1,7 @@
 """Dense tensors: what fp16 may hold, and that everything comes back in shape and dtype."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def same_bits(left, right):
 
 
 @settings(max_examples=150, deadline=None)
-@given(arrays.arrays(np.float32, SHAPES, elements=st.floats(width=32)))
+@given(arrays.arrays(np.float32, SHAPES, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 def test_float32_keeps_the_promised_error(values):
     tensor = torch.from_numpy(values)
     record = store('x', tensor)
@@ -69,6 +71,30 @@ def test_every_dtype_comes_back(name):
 def test_integers_are_exact_at_their_extremes(dtype):
     extremes = torch.tensor([torch.iinfo(dtype).min, -1, 0, torch.iinfo(dtype).max], dtype=dtype)
     assert same_bits(store('x', extremes).decode(), extremes)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('shape', [(), (5,), (2, 3)])
+def test_values_that_are_not_finite_are_refused(dtype, value, shape):
+    tensor = torch.ones(shape, dtype=dtype)
+    tensor.view(-1)[-1] = value
+    with pytest.raises(RiemError, match=r"'head\.bias': expected finite values"):
+        store('head.bias', tensor).decode()
+
+
+def test_values_that_only_the_dtype_to_restore_makes_infinite_are_refused():
+    layout = DenseLayout('x', (1,), 'float16', 'single')
+    with pytest.raises(RiemError, match='expected finite values'):
+        DenseRecord(layout, np.array([1e6], '<f4').tobytes()).decode()
+
+
+def test_a_mask_of_attention_may_be_infinite_and_nothing_like_it():
+    mask = torch.full((4, 4), -math.inf).triu(1)
+    assert same_bits(store('mask', mask).decode(), mask)
+    for other in (-mask, mask + 1, mask[0], torch.full((2, 2), -math.inf), mask + mask.T.clone().fill_(0).log()):
+        with pytest.raises(RiemError, match='or a mask of 0 and -inf'):
+            store('mask', other).decode()
 
 
 def test_values_are_little_endian():

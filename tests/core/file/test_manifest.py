@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -13,8 +15,11 @@ from hypothesis import strategies as st
 from mmriem.core.errors import RiemError
 from mmriem.core.file.dense import DTYPES, DenseLayout
 from mmriem.core.file.derived import DerivedRecord
+from mmriem.core.file.frame import pack
+from mmriem.core.file.limits import MOST_JSON_BYTES, limits_for
 from mmriem.core.file.manifest import MAX_JSON_DEPTH, Manifest, Source, WeightEntry, compress_manifest, plain_json
-from mmriem.core.file.manifest_reader import MAX_JSON_BYTES, MAX_KEY_CHARS, MAX_KEYS, expand_manifest
+from mmriem.core.file.manifest_reader import MAX_KEY_CHARS, MAX_KEYS, expand_manifest
+from mmriem.core.file.reading import from_bytes
 from mmriem.core.weights.views import WeightView
 
 SCALARS = st.one_of(
@@ -274,9 +279,40 @@ def test_bad_keys_are_refused(keys):
 
 
 def test_many_keys_and_keys_that_grow_are_refused():
-    refused({**as_json(example()), 'keys': ['0:a'] * (MAX_KEYS + 1)}, str(MAX_KEYS))
+    text = json.dumps({**as_json(example()), 'keys': ['0:a'] * (MAX_KEYS + 1)}).encode()
+    with pytest.raises(RiemError, match=str(MAX_KEYS)):
+        expand_manifest(zlib.compress(text), 'x', limits_for(len(text)))
     growing = [f'{min(index, 999)}:aaaa.b' for index in range(2000)]
     refused({**as_json(example()), 'keys': growing}, str(MAX_KEY_CHARS))
+
+
+def test_short_texts_that_stand_for_long_keys_are_refused():
+    parts = '.'.join(['a'] * 250)
+    keys = [f'0:{parts}.z', *(f'250:{number}' for number in range(30_000))]
+    refused({**as_json(example()), 'keys': keys}, 'expected keys of at most', 'characters together')
+
+
+def test_aliases_of_one_tensor_take_time_in_proportion_to_their_number():
+    def expanded(count):
+        keys = tuple(f'k{number}' for number in range(count))
+        view = WeightView(keys[0], (8, 4), aliases=keys[1:])
+        weight = WeightEntry(view, 'bilinear', {'rank': 2}, 100, 50, b'\1' * 32, b'\2' * 32)
+        compressed = compress_manifest(example(keys=keys, weights=(weight,), dense=(), derived=(), blobs={}))
+        calls = []
+        sys.setprofile(lambda frame, event, argument: calls.append(event))
+        try:
+            assert expand_manifest(compressed, 'x', limits_for(10**6)).weights == (weight,)
+        finally:
+            sys.setprofile(None)
+        return len(calls)
+
+    tracemalloc.start()
+    try:
+        calls, more = expanded(500), expanded(5000)
+        assert tracemalloc.get_traced_memory()[1] < 5000 * 5000  # a tuple for each alias would take four times that
+    finally:
+        tracemalloc.stop()
+    assert more < 11 * calls
 
 
 @pytest.mark.parametrize('kinds', ['wdraww', 'wdr', 'wdrxw', 'ddraw', 'wdrww', 'awrdw', 'wdraa', [*'wdraw']])
@@ -292,8 +328,10 @@ def test_an_alias_of_anything_but_an_earlier_stored_tensor_is_refused(aliases):
 def test_many_tensors_that_are_too_much_together_are_refused():
     keys = tuple(f'k{index}' for index in range(200))
     derived = tuple(DerivedRecord(key, (2**24,), 'int64', 'constant', (0,)) for key in keys)
-    with pytest.raises(RiemError, match=r'decoded bytes, found 26843545600'):
-        expand_manifest(compress_manifest(example(keys=keys, weights=(), dense=(), derived=derived)), 'x')
+    compressed = compress_manifest(example(keys=keys, weights=(), dense=(), derived=derived, blobs={}))
+    assert expand_manifest(compressed, 'x').decoded_bytes == 26843545600
+    with pytest.raises(RiemError, match=r'^x: expected .* decoded bytes, found 26843545600'):
+        from_bytes(pack({'manifest': compressed}), 'x')
 
 
 @pytest.mark.parametrize(
@@ -303,7 +341,7 @@ def test_many_tensors_that_are_too_much_together_are_refused():
         b'{}',
         zlib.compress(b'{}')[:-1],
         zlib.compress(b'{}') + b'\0',
-        zlib.compress(bytes(2 * MAX_JSON_BYTES), 9),
+        zlib.compress(bytes(2 * MOST_JSON_BYTES), 9),
         zlib.compress(b''),
         zlib.compress(b'[]'),
         zlib.compress(b'\xff'),

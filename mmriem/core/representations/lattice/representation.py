@@ -23,7 +23,7 @@ from ...coding import entropy, paths, streams
 from ...coding.exact import powers_of_two
 from ...errors import RiemError
 from ...execution.tasks import Progress
-from ..base import FLOAT_BITS, Representation, StepProblem, Work, check_settings, register
+from ..base import FLOAT_BITS, Demand, Representation, StepProblem, Work, check_settings, register
 from ..blocks import EVERYTHING, Block, State, spans
 from . import native
 from .states import (
@@ -44,6 +44,8 @@ MANY = 1 << 17
 """Integers from which on a matrix is coded in ``entropy.LANES`` streams, which cost it next to nothing."""
 DECODED = 1 << 16
 """Weights that are computed at a time, in float64, so that these stay in the cache."""
+MOST_BYTES = 8
+"""Of a coded integer, however unlikely it is."""
 SEARCH_TURNS = 24
 """Steps that a fit to a budget of its own tries."""
 _HEADER = struct.Struct('<fII')  # step, bytes of the row exponents, bytes of the column exponents
@@ -172,13 +174,19 @@ class Lattice(Representation):
         return self._payload
 
     @classmethod
-    def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Lattice:
+    def demand(cls, shape: tuple[int, int], settings: dict[str, Any]) -> Demand:
         others = {'octave': (FINE_OCTAVE, FINE_OCTAVE), 'lanes': (streams.LANES, streams.LANES), 'trellis': (1, 1)}
         present = {name: bound for name, bound in others.items() if isinstance(settings, dict) and name in settings}
         check_settings(cls.name, settings, {'period': (1, MAX_PERIOD), **present})
-        octave, lanes, is_path = settings.get('octave', OCTAVE), settings.get('lanes', 1), 'trellis' in settings
         if shape[1] % settings['period']:
             raise RiemError(f'lattice: expected a divisor of {shape[1]} columns as period, found {settings["period"]}')
+        symbols = shape[0] * shape[1]
+        return Demand(symbols, _HEADER.size + 1, _HEADER.size + MOST_BYTES * (symbols + sum(shape) + streams.LANES * 8))
+
+    @classmethod
+    def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Lattice:
+        cls.demand(shape, settings)
+        octave, lanes, is_path = settings.get('octave', OCTAVE), settings.get('lanes', 1), 'trellis' in settings
         if len(payload) < _HEADER.size:
             raise RiemError(f'lattice: expected at least {_HEADER.size} bytes, found {len(payload)}')
         step, n_rows, n_columns = _HEADER.unpack_from(payload)

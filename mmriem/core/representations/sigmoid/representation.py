@@ -26,7 +26,7 @@ from torch import Tensor
 from ...coding.packing import PayloadReader, float_bytes, pack, packed_bytes
 from ...errors import RiemError
 from ...execution.tasks import Progress
-from ..base import FLOAT_BITS, Representation, Work, check_settings, check_weight, register
+from ..base import FLOAT_BITS, Demand, Representation, Work, check_settings, check_weight, register
 from ..blocks import EVERYTHING, Block, PackedTensor, State, spans
 from ..grid import STATE_BITS, Grid
 from .fit import (
@@ -45,7 +45,15 @@ from .regeneration import STATE_NAMES, Regenerate, _blocks, evaluate, random_met
 TILE = (64, 64)
 """Most rows and columns of a tile. Larger tiles cost more for each weight and fit no better."""
 MAX_ARGUMENTS = 1 << 26
-"""Most sigmoid arguments of the neurons on one side of a tile: bounds the memory that a hostile file can ask for."""
+"""Most sigmoid arguments of the neurons on one side of a tile."""
+ARGUMENT_BYTES = 64
+"""Of an argument and of what its exponential takes, in float64."""
+ARGUMENT_NANOSECONDS = 40
+"""Of an exponential."""
+TILE_NANOSECONDS = 250_000
+"""Of a tile, however small."""
+UNIT_NANOSECONDS = 12_000
+"""Of each sigmoid of a weight in a tile, however small; in a large one a weight takes one."""
 BOUNDS = {
     'dq': (1, 1 << 14),
     'dmu': (1, 1 << 12),
@@ -169,6 +177,22 @@ class Sigmoid(Representation):
         return b''.join(grids + floats + [pack(self._codes[key], self._grids[key].bits) for key in 'qpM'])
 
     @classmethod
+    def demand(cls, shape: tuple[int, int], settings: dict[str, Any]) -> Demand:
+        _check_shape(shape, settings)
+        tiles = settings['row_blocks'] * settings['col_blocks']
+        dq, units, size = settings['dq'], settings['shifts'] * settings['dmu'], payload_bits(shape, settings) // 8
+        rows, weights = _state_rows(shape, settings), shape[0] * shape[1]
+        return Demand(
+            symbols=rows * dq + units * dq,
+            least=size,
+            most=size,
+            memory=ARGUMENT_BYTES * _widest(shape, settings) * units,
+            nanoseconds=weights * units
+            + rows * units * (dq + ARGUMENT_NANOSECONDS)
+            + tiles * (TILE_NANOSECONDS + units * UNIT_NANOSECONDS),
+        )
+
+    @classmethod
     def from_payload(cls, shape: tuple[int, int], settings: dict[str, Any], payload: bytes) -> Sigmoid:
         _check_shape(shape, settings)
         reader = PayloadReader(payload, payload_bits(shape, settings) // 8)
@@ -278,11 +302,16 @@ def _check_shape(shape: tuple[int, int], settings: dict[str, Any]) -> None:
     blocks = (settings['row_blocks'], settings['col_blocks'])
     if any(count > neurons for count, neurons in zip(blocks, shape)):
         raise RiemError(f"settings of 'sigmoid': more blocks than neurons in a weight matrix of shape {shape}")
-    widest = max(math.ceil(neurons / count) for count, neurons in zip(blocks, shape))
-    if (arguments := widest * settings['shifts'] * settings['dmu']) > MAX_ARGUMENTS:
+    if (arguments := _widest(shape, settings) * settings['shifts'] * settings['dmu']) > MAX_ARGUMENTS:
         raise RiemError(
             f"settings of 'sigmoid': expected at most {MAX_ARGUMENTS} arguments in a tile, found {arguments}"
         )
+
+
+def _widest(shape: tuple[int, int], settings: dict[str, Any]) -> int:
+    """Most neurons on one side of a tile."""
+    blocks = (settings['row_blocks'], settings['col_blocks'])
+    return max(math.ceil(neurons / count) for count, neurons in zip(blocks, shape))
 
 
 def _state_rows(shape: tuple[int, int], settings: dict[str, Any]) -> int:
