@@ -469,16 +469,15 @@ def test_a_tolerance_is_used_up_from_below(tolerance, classifier):
 
 
 def test_a_budget_of_too_large_an_error_is_refused_with_a_size_that_is_not(classifier):
-    told = dict(probe=images(), dataset_meta=META, source=SOURCE, most_error=0.2)
-    for budget in (dict(bits=1.0), dict(tolerance=0.3)):
-        with pytest.raises(
-            Hopeless, match=r'a predicted error of the outputs of at most 0\.2, found .* about [\d,]+ bytes$'
-        ) as e:
-            compress(classifier, Settings.of(tuning=0, **budget), **told)
-        totals = compress(classifier, Settings.of(tuning=0, size=e.value.size + 2), **told).report['totals']
-        assert 0.9 * 0.2 < totals['predicted_error'] <= 0.2
-    totals = compress(classifier, Settings.of(tuning=0, bits=1.0), **{**told, 'most_error': math.inf}).report['totals']
-    assert totals['predicted_error'] > 0.2
+    told = dict(probe=images(), dataset_meta=META, source=SOURCE)
+    broken = compress(classifier, Settings.of(tuning=0, tolerance=0.1), **told).report['totals']
+    assert broken['predicted_error'] > 0.09
+    for budget in (dict(tolerance=0.1), dict(size=broken['bytes'])):
+        with pytest.raises(Hopeless, match=r'outputs of at most 0\.05, found 0\.\d+; .* about [\d,]+ bytes$') as caught:
+            compress(classifier, Settings.of(tuning=0, **budget), most_error=0.05, **told)
+    size = caught.value.size + 2
+    totals = compress(classifier, Settings.of(tuning=0, size=size), most_error=0.05, **told).report['totals']
+    assert 0.04 < totals['predicted_error'] <= 0.05 and totals['bytes'] > broken['bytes']
 
 
 def test_the_predicted_error_is_about_the_measured_one(classifier):
