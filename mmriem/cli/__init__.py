@@ -89,7 +89,8 @@ def call(name: str, arguments: Sequence[str] | None = None, prog: str | None = N
         package = (error.name or '').partition('.')[0]
         if package not in THIRD_PARTIES:
             raise
-        sys.exit(f'error: mmriem {name} needs the package {package}, found none; see "Install" in README.md')
+        more = f', and see mmriem {DOCTOR}' if DOCTOR in commands() else ''
+        sys.exit(f'error: mmriem {name} needs the package {package}, found none; install it{more}')
     args = module.parser(prog).parse_args(arguments)
     run(lambda: module.command(args))
 
