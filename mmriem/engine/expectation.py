@@ -1,7 +1,8 @@
 """What a predicted error of the outputs means for the user, in words, and what of a file he should know besides.
 
 The prediction is first order: it adds up what the rounding of each weight alone does to the outputs, so it is close
-where it is small. The levels are those at which measured networks have lost about that much, see docs/experiments/expectation.md.
+where it is small. The levels are those at which measured networks have lost about that much, see
+docs/experiments/expectation.md.
 """
 
 from __future__ import annotations
