@@ -1,8 +1,8 @@
 """What a predicted error of the outputs means for the user, in words, and what of a file he should know besides.
 
 The prediction is first order: it adds up what the rounding of each weight alone does to the outputs, so it is close
-where it is small and pessimistic where it is large. The levels are those at which measured detectors and classifiers
-have lost about that much, see docs/experiments.md.
+where it is small. The levels are those at which measured networks have lost about that much, see
+docs/experiments/expectation.md.
 """
 
 from __future__ import annotations
@@ -15,28 +15,26 @@ from mmriem.core.weights.views import DEFAULT_MIN_NUMEL
 
 __all__ = ['HOPELESS', 'expected_loss', 'notes']
 
+HOPELESS = 1.0
+"""Predicted error above which outputs are wrong by more than they say."""
 LEVELS = (
-    (0.1, 'no loss to be seen'),
-    (0.3, 'a loss of up to a few points'),
-    (0.7, 'a clear loss, and a large one on small networks'),
-    (1.0, 'a large loss'),
+    (0.05, 'no loss to be seen'),
+    (0.1, 'a loss of up to a few points'),
+    (0.4, 'a loss of some points, more in detectors than in classifiers'),
+    (HOPELESS, 'a large loss'),
 )
 """Up to that predicted error, expect that."""
-HOPELESS = 2.0
-"""Predicted error above which next to nothing of what a network can do is left."""
 
 
 def expected_loss(error: float | None) -> str:
     """A sentence on the accuracy of a file, by the predicted relative error of the outputs.
 
-    >>> expected_loss(0.05)
-    'expect no loss to be seen (predicted error of the outputs 0.05)'
+    >>> expected_loss(0.025)
+    'expect no loss to be seen (predicted error of the outputs 0.025)'
     """
     if error is None:
         return 'what is lost is not predicted, since no images were run: evaluate the file'
-    words = next((told for most, told in LEVELS if error <= most), 'that little is left of its accuracy')
-    if error > HOPELESS:
-        words = 'that it finds next to nothing'
+    words = next((told for most, told in LEVELS if error <= most), 'that it finds next to nothing')
     advice = '' if error <= LEVELS[0][0] else ': evaluate the file'
     return f'expect {words} (predicted error of the outputs {error:.2g}){advice}'
 
