@@ -129,9 +129,14 @@ def _read_sequence(file: BinaryIO, names: Mapping[str, Any], storages: _Storages
             raise pickle.UnpicklingError('a reference to something outside of the file')
         return storages.new(*identity[:4])[0]
 
-    heading = [_Machine({}, load).run(file) for _ in range(3)]
+    try:
+        heading = [_Machine({}, load).run(file) for _ in range(3)]
+    except pickle.UnpicklingError as error:
+        if 'GLOBAL' not in str(error):
+            raise
+        heading = []  # another pickle, of objects
     if heading[:2] != [MAGIC, PROTOCOL] or not isinstance(heading[2], dict):
-        raise pickle.UnpicklingError('expected a file of torch.save, found another pickle')
+        raise pickle.UnpicklingError('no magic number of torch.save: another pickle')
     if heading[2].get('little_endian', True) != (sys.byteorder == 'little'):
         raise pickle.UnpicklingError('written by a machine of another byte order')
     tree = _Machine(names, load).run(file)
