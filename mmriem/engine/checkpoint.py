@@ -117,7 +117,9 @@ def _of_another_kind(path: Path, error: Exception) -> str:
         names = zipfile.ZipFile(path).namelist()
         if any(name.endswith('constants.pkl') for name in names):
             return f'{start} a TorchScript archive; save torch.jit.load(path).state_dict() with torch.save'
-        if any(name.endswith(('archive_format', 'archive_version')) for name in names):
+        if any(
+            name.endswith(('archive_format', 'archive_version', 'serialized_exported_program.json')) for name in names
+        ):
             return f'{start} an archive of torch.export; save torch.export.load(path).state_dict with torch.save'
         inner = next((name for name in names if name.endswith(('.pth', '.pt', '.ckpt'))), None)
         if inner is not None:

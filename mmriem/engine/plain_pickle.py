@@ -95,6 +95,8 @@ def _read_archive(path: str | os.PathLike, names: Mapping[str, Any], storages: _
         if len(records) != 1:
             raise pickle.UnpicklingError('a zip archive without data.pkl')
         folder = records[0][: -len('data.pkl')]
+        if folder + 'constants.pkl' in archive.namelist():
+            raise pickle.UnpicklingError('a TorchScript archive, which is a program')
         order = folder + 'byteorder'
         if order in archive.namelist() and _record(archive, order, 16).decode('ascii', 'replace') != sys.byteorder:
             raise pickle.UnpicklingError('written by a machine of another byte order')
@@ -127,9 +129,14 @@ def _read_sequence(file: BinaryIO, names: Mapping[str, Any], storages: _Storages
             raise pickle.UnpicklingError('a reference to something outside of the file')
         return storages.new(*identity[:4])[0]
 
-    heading = [_Machine({}, load).run(file) for _ in range(3)]
+    try:
+        heading = [_Machine({}, load).run(file) for _ in range(3)]
+    except pickle.UnpicklingError as error:
+        if 'GLOBAL' not in str(error):
+            raise
+        heading = []  # another pickle, of objects
     if heading[:2] != [MAGIC, PROTOCOL] or not isinstance(heading[2], dict):
-        raise pickle.UnpicklingError('expected a file of torch.save, found another pickle')
+        raise pickle.UnpicklingError('no magic number of torch.save: another pickle')
     if heading[2].get('little_endian', True) != (sys.byteorder == 'little'):
         raise pickle.UnpicklingError('written by a machine of another byte order')
     tree = _Machine(names, load).run(file)
@@ -184,6 +191,17 @@ def _view(storage: _Storage, dtype: torch.dtype, offset: int, size: tuple, strid
     )
 
 
+def _sparse(layout: str, data: tuple) -> Tensor:
+    """Stands in for `_rebuild_sparse_tensor`: of coordinates alone, as `to_sparse` makes them."""
+    if layout != 'torch.sparse_coo' or len(data) < 3 or not all(isinstance(part, Tensor) for part in data[:2]):
+        raise pickle.UnpicklingError(f'a sparse tensor of layout {layout!r}')
+    return torch.sparse_coo_tensor(data[0], data[1], tuple(data[2]), check_invariants=True)
+
+
+def _layout(name: str) -> str:
+    return name
+
+
 def _parameter(data: Tensor, requires_grad: bool = True, *_: Any) -> nn.Parameter:
     if not isinstance(data, Tensor):
         raise pickle.UnpicklingError('a parameter that is no tensor')
@@ -220,6 +238,8 @@ REBUILT: dict[str, Any] = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': _tensor_of_dtype,
+    'torch._utils._rebuild_sparse_tensor': _sparse,
+    'torch.serialization._get_layout': _layout,
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
     'torch._tensor._rebuild_from_type_v2': _with_attributes,
