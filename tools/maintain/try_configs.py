@@ -417,6 +417,9 @@ def table(rows: list[dict[str, str]]) -> str:
         named = {**row, 'detector': row.get('detector', '')}
         cells = [named[key] if key == 'detector' else cell(named, key) for key in COLUMNS]
         lines.append('| ' + ' | '.join(cells) + ' |')
+    untried = len(stock_configs()) - len(rows)
+    if untried:
+        lines.append(f'\n{untried} folders have not been tried yet.')
     listed = [f'{number}. {reason}' for number, reason in enumerate(reasons, 1)]
     told = {'version': mmdet.__version__, 'share': SHARE, 'same': SAME, 'close': CLOSE}
     return INTRODUCTION.format(**told) + '\n'.join([*lines, '', '## Reasons', '', *listed]) + '\n'
@@ -425,7 +428,8 @@ def table(rows: list[dict[str, str]]) -> str:
 def _general(reason: str) -> str:
     """A reason without what is only of this machine and this run."""
     reason = reason.removeprefix('no: ').replace(f'{STOCK}/', '')
-    reason = re.sub(r'/\S*/(?=[\w.-]+\.(onnx|pth|py)\b)', '', reason)
+    reason = re.sub(r', the current sys\.path is: .*?(?=, because)', '', reason)
+    reason = re.sub(r'(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+', lambda found: Path(found[0]).name, reason)
     return reason.replace('|', '/').replace('<', '&lt;')
 
 
