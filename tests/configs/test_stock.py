@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 MODULE = runpy.run_path(str(Path(__file__).parents[2] / 'tools/maintain/try_configs.py'))
-FEW = ('solo', 'yolact', 'centernet', 'ld', 'fast_rcnn', 'soft_teacher', 'yolof')
-"""Masks of one stage; boxes for masks; floats and padding; a teacher; boxes from a file; wrappers; the plainest."""
+FEW = ('solo', 'centernet', 'ld', 'fast_rcnn', 'soft_teacher')
+"""Masks of one stage; floats and padding; a teacher; boxes from a file; a wrapper."""
 
 
 def tried(folder, tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from mmriem.engine.expectation import HOPELESS, LEVELS, expected_loss, notes
@@ -27,3 +29,25 @@ def test_weights_without_states_of_a_trained_model_are_counted(sizes):
     assert len(told) == (2 if sizes else 1)
     if sizes:
         assert told[1].startswith('2 weights that have no states stay dense and take 4,800 of the 9,000 bytes: --bits')
+
+
+def report(*metrics):
+    weights = [dict(name=f'w{n}', representation='lattice', metric=metric) for n, metric in enumerate(metrics)]
+    dense = dict(name='rest', representation='dense', metric='identity')
+    return dict(settings={}, totals=dict(predicted_error=0.05), weights=[*weights, dense])
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'told'),
+    [
+        (['inputs', 'gradients'], None),
+        (['identity', 'identity'], None),  # none was to be measured
+        (['inputs', 'identity'], '1 of 2 weights were not reached when the detector predicted, .* sensitive: w1'),
+        (['inputs', *['identity'] * 5], '5 of 6 weights .* sensitive: w1, w2, w3 and 2 more'),
+    ],
+)
+def test_weights_that_no_gradient_reached_are_told(metrics, told):
+    expected, *others = notes(report(*metrics))
+    assert expected.startswith('expect no loss to be seen')
+    assert len(others) == (told is not None)
+    assert all(re.search(told, other) for other in others)
