@@ -111,8 +111,9 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--images',
         metavar='DIR',
-        help='use the images of this folder instead of procedural ones: 64 '
-        'unlabelled pictures like those of training are worth 0.7 bits a weight for a network that was trained hard',
+        help='use the images of this folder instead of procedural ones: on a network '
+        'that was trained hard 64 unlabelled ones are worth 0.7 bits a weight against procedural ones, and little '
+        'against synthetic ones',
     )
     group.add_argument('--image-count', type=int, default=0, help='number of images (default: by their size)')
     group.add_argument(

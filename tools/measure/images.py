@@ -119,9 +119,8 @@ def main() -> None:
     rows = [
         measured(model, images, labels, name, bits, args.threads, **how) for bits in args.bits for name, how in ways
     ]
-    print(
-        f'{command_and_machine()}\n\nThe original: {before:.1f} of {len(labels)} images.\n\n{markdown(rows, COLUMNS)}'
-    )
+    print(command_and_machine())
+    print(f'The original: {before:.1f} % of {len(labels)} images.\n\n{markdown(rows, COLUMNS)}')
 
 
 if __name__ == '__main__':
