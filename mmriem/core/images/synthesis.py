@@ -50,7 +50,7 @@ THREADS = 2
 """Most batches that run at a time, since each takes memory."""
 LEAST_STEPS = 8
 """Fewer are not worth the time."""
-MAX_MACS = 1e13
+MAX_MACS = 6e12
 """Multiply-adds of all forward passes together that the default number of steps is to stay below: minutes on two
 cores."""
 
@@ -135,7 +135,7 @@ def default_steps(macs: int, images: int) -> int:
     """Steps for so many images of a network that takes so many multiply-adds for one; 0: it would take too long.
 
     >>> default_steps(386_000_000, 41), default_steps(60_000_000_000, 8), default_steps(400_000_000_000, 8)
-    (40, 20, 0)
+    (40, 12, 0)
     """
     steps = int(min(MAX_MACS / max(1, macs * images), MOST_STEPS))
     return steps if steps >= LEAST_STEPS else 0
