@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 import os
@@ -15,9 +16,11 @@ from .core.errors import RiemError
 from .core.execution.executor import Executor
 from .core.file import reading, writing
 from .core.file.manifest import Source
-from .core.images.probe import ImageProbe, Probe, batch_size, image_count, training_images
+from .core.images.probe import ImageProbe, Probe, batch_size, float_tensors, image_count, training_images
 from .core.images.procedural import MEAN, PLAIN, STD, Style, procedural_images
 from .core.images.style_search import choose_style, few_images
+from .core.images.synthesis import RandomClasses, planned_steps, synthesis_share, synthesise
+from .core.live.complexity import count_macs
 from .core.pipeline import compress as pipeline
 from .core.pipeline.compress import Compressed
 from .core.pipeline.progress import OnProgress
@@ -35,6 +38,7 @@ def compress(
     std: Sequence[float] | None = None,
     inputs: Tensor | None = None,
     metric: str = 'pullback',
+    synthesis: int | None = None,
     device: str | torch.device = 'cpu',
     threads: int | None = None,
     dataset_meta: Mapping[str, Any] | None = None,
@@ -44,7 +48,8 @@ def compress(
     """Compress a trained network without data: any module that maps one tensor to tensors.
 
     The network runs on procedural images, which tells how much each weight matters, and how norms and biases have to
-    be recalibrated. What comes back has `archive`, for :func:`save`, and `report`, a dict with `weights` and `totals`.
+    be recalibrated; where its norms hold statistics, the images are optimised for these first. What comes back has
+    `archive`, for :func:`save`, and `report`, a dict with `weights` and `totals`.
 
     Args:
         model: the network; it is not changed.
@@ -54,6 +59,8 @@ def compress(
             are those that a model of timm tells, else ImageNet's, and for one channel the mean of those.
         inputs: what the network is to run on in place of procedural images, `(n, ...)`, normalised.
         metric: `pullback`, or `identity`: the network does not run, each error counts alike, norms and biases stay.
+        synthesis: steps that procedural images are optimised by, 0: none. Where it is not given: as many as take
+            minutes at most, and none for networks without norms with statistics.
         device: where the work runs.
         threads: pieces of work at a time; all cores where it is not given.
         dataset_meta: what the file is to say of the data, such as `{'classes': [...]}`.
@@ -77,7 +84,10 @@ def compress(
     if threads is not None and not (isinstance(threads, int) and threads >= 1):
         raise RiemError(f'threads: expected a number of at least 1, or None for all cores, found {threads!r}')
     threads = threads or os.cpu_count() or 1
-    probe = _probe(model, input_size, mean, std, inputs, metric, chosen.fit.seed, Executor(threads))
+    say = on_progress or (lambda share, name: None)
+    told = (synthesis, chosen.fit.seed, Executor(threads), device, say)
+    probe = _probe(model, input_size, mean, std, inputs, metric, *told)
+    share = synthesis_share(probe.describe().get('steps', 0)) if probe is not None else 0.0
     return pipeline.compress(
         model,
         chosen,
@@ -86,7 +96,7 @@ def compress(
         probe=probe,
         device=str(device),
         threads=threads,
-        on_progress=on_progress,
+        on_progress=lambda done, name: say(share + (1 - share) * done, name),
     )
 
 
@@ -167,10 +177,15 @@ def _probe(
     std: Sequence[float] | None,
     inputs: Tensor | None,
     metric: str,
+    synthesis: int | None,
     seed: int,
     executor: Executor,
+    device: str | torch.device,
+    on_progress: OnProgress,
 ) -> Probe | None:
     given = [name for name, value in (('input_size', input_size), ('inputs', inputs)) if value is not None]
+    if synthesis and (metric == 'identity' or inputs is not None):
+        raise RiemError(f'synthesis {synthesis}: expected procedural images, found none; leave it out')
     if metric == 'identity':
         if given:
             raise RiemError(f"{given[0]}: expected with metric='pullback', found metric='identity'; give one of them")
@@ -192,9 +207,58 @@ def _probe(
         _require_run(model, _procedural(size, mean, std, seed, 1))
         few = few_images(size[2], size[1])
         style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), executor)
-        return _procedural(size, mean, std, seed, style=style)
+        probe = _procedural(size, mean, std, seed, style=style)
+        return _synthetic(model, probe, size, mean, std, synthesis, executor, device, on_progress)
     _require_run(model, probe)
     return probe
+
+
+def _synthetic(
+    model: nn.Module,
+    probe: Probe,
+    input_size: Sequence[int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    steps: int | None,
+    executor: Executor,
+    device: str | torch.device,
+    on_progress: OnProgress,
+) -> Probe:
+    """The images of that probe, optimised for the network; as they are where it tells nothing to optimise for."""
+    own = copy.deepcopy(model).to(device)
+    own.eval()
+    said = probe.describe()
+    channels, height, width = input_size
+    start = procedural_images(probe.images, height, width, said['seed'], Style.told(said['style']))
+    if channels == 1:
+        start = start.float().mean(1, keepdim=True).round().to(torch.uint8)
+    shift, scale = (values.to(device) for values in _normalisation(mean, std, channels))
+
+    def run(network: nn.Module, pixels: Tensor, first: int) -> list[Tensor]:
+        return list(float_tensors(network((pixels.to(device) - shift) / scale)))
+
+    steps = planned_steps(own, steps, start, run, lambda: count_macs(own, lambda: probe.run(own, 0, 1)).total)
+    if not steps:
+        return probe
+    made = synthesise(
+        own,
+        start,
+        run,
+        RandomClasses(len(start), said['seed']),
+        steps,
+        probe.batch,
+        seed=said['seed'],
+        executor=executor,
+        on_progress=lambda done: on_progress(synthesis_share(steps) * done, 'images'),
+    )
+    said = {**said, 'kind': 'synthetic', 'steps': steps}
+    return ImageProbe((made.float() / 255 - shift.cpu()) / scale.cpu(), probe.batch, said, probe.others)
+
+
+def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> tuple[Tensor, Tensor]:
+    """`(channels, 1, 1)` each."""
+    shift = _per_channel('mean', MEAN if mean is None else mean, channels)
+    return shift, _per_channel('std', STD if std is None else std, channels)
 
 
 def _procedural(
@@ -224,8 +288,7 @@ def _procedural(
     count = count or image_count(width, height)
     images = procedural_images(count, height, width, seed, style).float() / 255
     images = images.mean(1, keepdim=True) if channels == 1 else images
-    shift = _per_channel('mean', MEAN if mean is None else mean, channels)
-    scale = _per_channel('std', STD if std is None else std, channels)
+    shift, scale = _normalisation(mean, std, channels)
     said = {
         'kind': 'procedural',
         'seed': seed,

@@ -18,6 +18,7 @@ from mmriem import api
 from mmriem.classification import LeNet5, VisionTransformer
 from mmriem.core.errors import RiemError
 from mmriem.core.images.style_search import DEFAULT
+from mmriem.core.images.synthesis import MOST_STEPS
 
 
 def network(channels=3):
@@ -46,6 +47,35 @@ def test_three_lines(tmp_path):
     assert (wanted - found).norm() < 0.1 * wanted.norm()
     said = {'kind': 'procedural', 'seed': 0, 'size': [8, 8], 'count': 256}
     assert compressed.archive.settings['images'] == {**said, 'style': DEFAULT.describe()}
+
+
+def seasoned(channels=3):
+    """The network with norms that have seen something."""
+    model = network(channels)
+    model[1].running_mean.normal_(generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_images_are_optimised_for_norms_with_statistics(channels):
+    told, shares = dict(bits=6.0, input_size=(channels, 8, 8), threads=1), []
+    made, again, plain = (
+        mmriem.compress(seasoned(channels), **told, synthesis=steps, on_progress=progress)
+        for steps, progress in ((2, lambda share, name: shares.append(share)), (2, None), (0, None))
+    )
+    assert made.archive.to_bytes() == again.archive.to_bytes() != plain.archive.to_bytes()
+    said = made.archive.settings['images']
+    assert (said.pop('kind'), said.pop('steps')) == ('synthetic', 2)
+    assert {**said, 'kind': 'procedural'} == plain.archive.settings['images']
+    assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_images_are_optimised_by_default_where_norms_hold_statistics(monkeypatch):
+    asked = []
+    monkeypatch.setattr(api, 'synthesise', lambda *args, **options: asked.append(args[4]) or args[1])
+    mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8))
+    mmriem.compress(network(), bits=6.0, input_size=(3, 8, 8))
+    assert asked == [MOST_STEPS]
 
 
 @pytest.mark.parametrize('channels', [1, 3])

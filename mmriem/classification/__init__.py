@@ -4,6 +4,7 @@ What MMEngine's configs build stands in modules of its own, which `mmriem.regist
 `transforms` and `metric`.
 """
 
+from .efficientnet_lite import EfficientNetLite, efficientnet_lite0
 from .evaluation import LabelledImages, normalised, read_images, top1
 from .lenet import MLP, LeNet5
 from .readers import read_cifar10, read_cifar100, read_mnist
@@ -13,11 +14,13 @@ from .vit import VisionTransformer
 
 __all__ = [
     'MLP',
+    'EfficientNetLite',
     'LabelledImages',
     'LeNet5',
     'ResNetCIFAR',
     'SmallImageResNet',
     'VisionTransformer',
+    'efficientnet_lite0',
     'normalised',
     'read_cifar10',
     'read_cifar100',

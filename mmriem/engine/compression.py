@@ -11,12 +11,15 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from rich.table import Table
+from torch import nn
 
 from mmriem.core.atomic import write_whole
 from mmriem.core.errors import Hopeless, Interrupted, RiemError
@@ -26,6 +29,7 @@ from mmriem.core.execution.journal import Journal
 from mmriem.core.execution.workers import Workers
 from mmriem.core.file import writing
 from mmriem.core.file.manifest import Source
+from mmriem.core.images.synthesis import synthesis_share
 from mmriem.core.live.convert import make_dense
 from mmriem.core.live.module import holds_states
 from mmriem.core.pipeline.compress import compress
@@ -35,6 +39,7 @@ from mmriem.core.pipeline.settings import Settings
 from mmriem.core.weights.soundness import require_sound
 from mmriem.version import __version__
 from mmriem.visualization import report_page
+from mmriem.visualization.sheet import MOST
 
 from .checkpoint import load_into, read_checkpoint, without_prefix
 from .config import config_path, read_config
@@ -48,7 +53,7 @@ from .terminal import plain_console
 
 __all__ = ['METRICS', 'compress_detector', 'print_report']
 
-PULLBACK, IDENTITY = METRICS = ('pullback', 'identity')
+PULLBACK, TASK, IDENTITY = METRICS = ('pullback', 'task', 'identity')
 
 
 def _alone(compress: Callable[..., dict[str, Any] | None]) -> Callable[..., dict[str, Any] | None]:
@@ -74,6 +79,7 @@ def compress_detector(
     metric: str = PULLBACK,
     images: str | os.PathLike | None = None,
     image_count: int = 0,
+    synthesis: int | None = None,
     device: str = 'cpu',
     threads: int = 1,
     trust: bool = False,
@@ -99,9 +105,11 @@ def compress_detector(
         outputs: where to write.
         settings: how to compress.
         options: overrides of the config by dotted keys.
-        metric: `pullback`, from images that the detector runs on, or `identity`.
+        metric: `pullback`, from images that the detector runs on, `task`, the same with outputs weighted by what
+            detection is judged by, or `identity`.
         images: a folder of images for the pullback metric instead of procedural ones.
         image_count: how many images; 0: by their size.
+        synthesis: steps that procedural images are optimised by; 0: none; None: by what the detector is and takes.
         device: where the fit runs.
         threads: weights fitted at a time.
         trust: unpickle the checkpoint without protection.
@@ -120,8 +128,10 @@ def compress_detector(
     workers = workers or Workers()
     if workers.rank == 0:
         outputs.check(force=force, resume=resume)
-    if metric != PULLBACK and (images is not None or image_count):
-        raise RiemError(f'--images, --image-count: expected with --metric {PULLBACK}, found --metric {metric}')
+    if metric == IDENTITY and (images is not None or image_count or synthesis):
+        raise RiemError(
+            f'--images, --image-count, --synthesis: expected with --metric {PULLBACK}, found --metric {metric}'
+        )
     if outputs.config.resolve() == config_path(config).resolve():
         raise RiemError(
             f'{outputs.config}: expected another name than that of the config itself; choose one with --out'
@@ -140,11 +150,12 @@ def compress_detector(
     states = make_dense(model)
     require_sound(model)
     is_trained = bool(states) and not settings.budget.is_given
-    has_images = metric == PULLBACK and not is_trained
+    has_images = metric != IDENTITY and not is_trained
     if on_progress and has_images:
         on_progress(0.0, 'images')
     executor = Executor(threads, workers)
-    probe = build_probe(cfg, model, image_count, settings.fit.seed, images, executor) if has_images else None
+    wanted = (image_count, settings.fit.seed, images, executor, synthesis, metric == TASK)
+    probe = build_probe(cfg, model, *wanted) if has_images else None
     identity = _identity(cfg, read.sha256, settings, metric, probe, device)
     finished = outputs.finished(identity) if resume and workers.rank == 0 else None
     if workers.exchange(b'' if finished is None else b'finished')[0]:
@@ -157,6 +168,8 @@ def compress_detector(
             encoded = {name: weight.encoded() for name, weight in states.items()}
             compressed = reencode(model, {name: kept for name, kept in encoded.items() if kept is not None}, **told)
         else:
+            if probe is not None:
+                on_progress = _synthesised(probe, model, replace(executor, journal=journal), device, on_progress)
             compressed = compress(
                 model,
                 settings,
@@ -184,6 +197,7 @@ def compress_detector(
         workers.exchange(b'')
         journal.remove()
         return None
+    pictures = probe.pictures(model, MOST) if probe is not None else []
     report = {
         'file': outputs.riem.name,
         'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
@@ -196,7 +210,7 @@ def compress_detector(
         writing.write(outputs.riem, compressed.archive, force=force or resume)
         report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
         loading.write(outputs.config)
-        write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}))
+        write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}, pictures))
         report.update(outputs.signature(identity))
         write_whole(outputs.report, json.dumps(report, indent=1) + '\n')  # the last one, as it says that all are there
     workers.exchange(b'')
@@ -220,6 +234,20 @@ def _ended(outputs: Outputs, report: dict[str, Any]) -> dict[str, Any]:
         journal.begin(report['identity'])  # refuses that of another compression
         journal.remove()
     return {**report, 'notes': [*report['notes'], 'all outputs were there: nothing was left to do']}
+
+
+def _synthesised(
+    probe: ConfigProbe, model: nn.Module, executor: Executor, device: str, on_progress: OnProgress | None
+) -> OnProgress | None:
+    """Optimise the images of a probe; returns what shows the progress of the rest."""
+    share = synthesis_share(probe.describe().get('steps', 0))
+
+    def advance(first: float, last: float, done: float, name: str) -> None:
+        if on_progress:
+            on_progress(first + (last - first) * done, name)
+
+    probe.synthesise(model, executor, device, lambda done: advance(0.0, share, done, 'images'))
+    return on_progress and partial(advance, share, 1.0)
 
 
 def _begun(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, start_over: bool) -> Journal:

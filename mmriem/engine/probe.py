@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -26,6 +27,7 @@ from mmriem.core.images.probe import COUNTS as IMAGE_COUNTS
 from mmriem.core.images.probe import (
     MAX_BATCH,
     MAX_PIXELS,
+    Output,
     Probe,
     batch_size,
     float_tensors,
@@ -34,16 +36,21 @@ from mmriem.core.images.probe import (
 )
 from mmriem.core.images.procedural import PLAIN, Style, procedural_images
 from mmriem.core.images.style_search import choose_style, few_images
+from mmriem.core.images.synthesis import RandomClasses, planned_steps, synthesise
+from mmriem.core.live.complexity import count_macs
 
 from .config import scope_of
 from .detector import metainfo_of
 from .guard import guarded
+from .judgement import head_outputs, unknown_heads
 from .pipeline import Pipeline, inner_test_set, input_size, pipeline_steps, resized, type_name
 
 __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_size', 'probe_class']
 
 COUNTS = (8, 64)
 """Least and most images for a detector, of which each has many outputs."""
+JUDGED = 4
+"""Times as many images where errors are judged as detection is: few of the places of an image count then."""
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 FALLBACK_SIZE = (640, 480)
 """Of images for a config whose test pipeline names no size."""
@@ -60,18 +67,34 @@ def build_probe(
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     executor: Executor | None = None,
+    synthesis: int | None = None,
+    judges: bool = False,
 ) -> ConfigProbe:
     """The probe that suits a model: a `DetectorProbe` for detectors of mmdet's kind, else an `OutputProbe`.
 
-    Procedural images have the style that suits its norms, which the `executor` finds.
-    The other arguments and errors are those of `ConfigProbe`.
+    Procedural images have the style that suits its norms, which the `executor` finds. They are to be optimised by
+    `synthesis` steps, see `ConfigProbe.synthesise`; None: as many as `mmriem.core.images.synthesis` takes for it, 0:
+    none. The other arguments and errors are those of `ConfigProbe`.
+
+    Raises:
+        RiemError: steps of synthesis below 0, or for images of a folder or a model that tells nothing to optimise for;
+            a model to judge whose outputs are not those of a detector.
     """
     kind = probe_class(model)
+    if judges and not issubclass(kind, DetectorProbe):
+        raise RiemError(f'--metric task: expected a detector, found {type(model).__name__}; leave it out')
     if folder is not None:
-        return kind(config, count, seed, folder)
-    few = few_images(*kind(config, 1, seed).describe()['size'])
-    style = choose_style(model, lambda style: kind(config, few, seed, style=style), executor)
-    return kind(config, count, seed, style=style)
+        if synthesis:
+            raise RiemError(f'synthesis {synthesis}: expected procedural images, found --images; leave one out')
+        probe = kind(config, count, seed, folder, judges=judges)
+    else:
+        few = few_images(*kind(config, 1, seed).describe()['size'])
+        style = choose_style(model, lambda style: kind(config, few, seed, style=style), executor)
+        probe = kind(config, count, seed, style=style, judges=judges)
+        probe.plan(model, synthesis)
+    if judges:
+        probe.name_unknown_heads(model)
+    return probe
 
 
 def probe_class(model: nn.Module) -> type[ConfigProbe]:
@@ -89,6 +112,7 @@ class ConfigProbe(Probe):
         seed: of the procedural images.
         folder: use these images instead.
         style: of the procedural images.
+        judges: whether errors of outputs count as detection is judged, see `judgement`; it takes more images.
 
     Raises:
         RiemError: no test pipeline or no size in it, a negative count, or a folder without images.
@@ -105,13 +129,15 @@ class ConfigProbe(Probe):
         seed: int = 0,
         folder: str | os.PathLike | None = None,
         style: Style = PLAIN,
+        judges: bool = False,
     ) -> None:
         if count < 0:
             raise RiemError(f'--image-count {count}: expected 0 (by their size) or more')
         init_default_scope(scope_of(config))
         steps, (width, height) = self._sized(config, procedural=folder is None)
         self._pipeline = Pipeline(steps, folder is not None, _texts(config))
-        wanted = count or image_count(width, height, self.counts)
+        usual = image_count(width, height, self.counts)
+        wanted = count or (min(JUDGED * usual, self.counts[1]) if judges else usual)
         if folder is None:
             self._images = list(procedural_images(wanted, height, width, seed, style))
             said = {'kind': 'procedural', 'seed': seed, 'size': [width, height], 'style': style.describe()}
@@ -121,9 +147,86 @@ class ConfigProbe(Probe):
         self.images = len(self._images)
         self.batch = batch_size(width, height, self.most_at_once)
         self.pixels = width * height
-        self._description = {**said, 'count': self.images}
+        self._description = {**said, 'count': self.images, **({'outputs': 'task'} if judges else {})}
+        self.judges = judges
+        self._steps, self._made = 0, None
         self._further: dict[int, Tensor] = {}
-        self._arguments = {'config': config, 'seed': seed, 'folder': folder, 'style': style}
+        self._arguments = {'config': config, 'seed': seed, 'folder': folder, 'style': style, 'judges': judges}
+
+    def plan(self, model: nn.Module, steps: int | None) -> None:
+        """Say that :meth:`synthesise` is to take so many steps; None: as many as it takes for this model.
+
+        Raises:
+            RiemError: the model holds nothing that images could be optimised for.
+        """
+        start = self._start(model)
+        if start is None:
+            if steps:
+                raise RiemError(f'synthesis {steps}: expected a pipeline that packs images, found others; leave it out')
+            return
+        own = copy.deepcopy(model)
+        own.eval()
+        macs = lambda: count_macs(own, lambda: self.run(own, 0, 1)).total  # noqa: E731
+        self._steps = planned_steps(own, steps, start, self._run_pixels, macs)
+        if self._steps:
+            self._description = {**self._description, 'kind': 'synthetic', 'steps': self._steps}
+
+    def synthesise(
+        self,
+        model: nn.Module,
+        executor: Executor | None = None,
+        device: str = 'cpu',
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Optimise the images as was planned, see `mmriem.core.images.synthesis`; without a plan they stay.
+
+        Args:
+            model: the original one; it is not changed.
+            executor: who works; a journal keeps the images.
+            device: where.
+            on_progress: called with the share that is done.
+        """
+        if not self._steps:
+            return
+        made = synthesise(
+            copy.deepcopy(model).to(device),
+            self._start(model),
+            self._run_pixels,
+            RandomClasses(self.images, self._arguments['seed']),
+            self._steps,
+            batch_size(*self._description['size'], self.most_at_once),
+            seed=self._arguments['seed'],
+            executor=executor,
+            on_progress=on_progress,
+        )
+        self._made = dict(enumerate(made))
+
+    def pictures(self, model: nn.Module, most: int) -> list[np.ndarray]:
+        """The first images, ``(h, w, 3)`` red first or ``(h, w)``, uint8, before the model's own normalisation."""
+        channels, numbers = _channels(model), range(min(most, self.images))
+        if self._made is not None:
+            every = [self._made[number].permute(1, 2, 0).numpy() for number in numbers]
+        else:
+            every = [self._sample(number, channels)['img'] for number in numbers]
+        is_red_first = self._pipeline.loader.get('channel_order') == 'rgb'
+        return [_shown(image, is_red_first) for image in every]
+
+    def name_unknown_heads(self, model: nn.Module) -> None:
+        """Say of which heads errors cannot be judged, see `judgement`."""
+
+    def _start(self, model: nn.Module) -> Tensor | None:
+        """All images as the test pipeline makes them, bytes; None where it makes something else."""
+        if self._arguments['folder'] is not None:
+            return None
+        packed = [self._pipeline(self._sample(number, _channels(model))) for number in range(self.images)]
+        inputs = [sample.get('inputs') if isinstance(sample, Mapping) else None for sample in packed]
+        is_bytes = all(isinstance(its, Tensor) and its.dtype == torch.uint8 and its.dim() == 3 for its in inputs)
+        return torch.stack(inputs) if is_bytes and len({its.shape for its in inputs}) == 1 else None
+
+    def _run_pixels(self, model: nn.Module, pixels: Tensor, first: int) -> list[Tensor]:
+        own = copy.copy(self)
+        own._made = dict(enumerate(pixels * 255, first))
+        return own.run(model, first, first + len(pixels))
 
     def others(self, steps: int) -> ConfigProbe:
         """See `Probe`; images of a folder have none."""
@@ -165,6 +268,8 @@ class ConfigProbe(Probe):
     def _batch(self, model: nn.Module, first: int, last: int) -> dict[str, Any]:
         """Inputs and data samples of these images, as `model` predicts on."""
         samples = [self._pipeline(self._sample(number, _channels(model))) for number in range(first, last)]
+        if self._made is not None:
+            samples = [{**sample, 'inputs': self._made[number]} for number, sample in enumerate(samples, first)]
         return model.data_preprocessor(pseudo_collate(samples), False)
 
     def _sample(self, number: int, channels: int) -> dict[str, Any]:
@@ -213,20 +318,40 @@ class DetectorProbe(ConfigProbe):
             steps = resized(steps, (width, height))
         return steps, (width, height)
 
+    def judged(self, model: nn.Module, first: int, last: int) -> list[Output]:
+        """See `Probe`."""
+        if not self.judges:
+            return super().judged(model, first, last)
+        with guarded(model, 'run on images of its test pipeline'):
+            return head_outputs(self._said(model, first, last))
+
+    def name_unknown_heads(self, model: nn.Module) -> None:
+        """See `ConfigProbe`."""
+        own = copy.deepcopy(model)
+        own.eval()
+        with torch.no_grad(), guarded(own, 'run on images of its test pipeline'):
+            unknown = unknown_heads(self._said(own, 0, 1))
+        if unknown:
+            self._description = {**self._description, 'heads that cannot be judged': unknown}
+
     def _outputs(self, model: nn.Module, first: int, last: int) -> list[Tensor]:
+        return [tensor for _, returned in self._said(model, first, last) for tensor in float_tensors(returned)]
+
+    def _said(self, model: nn.Module, first: int, last: int) -> list[tuple[nn.Module, Any]]:
+        """The heads and what they return."""
         takes = signature(model.predict).parameters
         options = {'rescale': False} if 'rescale' in takes else {}
         videos = [(number, number + 1) for number in range(first, last)] if self._pipeline.is_video else [(first, last)]
-        with _outputs_of_heads(model) as outputs, _every_box_passes(model):
+        with _said_by_heads(model) as said, _every_box_passes(model):
             for part in videos:  # trackers take one at a time
                 data = self._batch(model, *part)
                 model.predict(data['inputs'], data['data_samples'], **options)
-        if not outputs:
+        if not any(True for _, returned in said for _ in float_tensors(returned)):
             raise RiemError(
                 f'{type(model).__name__}: expected a module named ...head that is called when the detector '
                 'predicts, found none; use --metric identity'
             )
-        return outputs
+        return said
 
 
 class OutputProbe(ConfigProbe):
@@ -259,6 +384,14 @@ def _channels(model: nn.Module) -> int:
     """Of the images that a model takes: as many as its preprocessor has means, 3 where it has none."""
     mean = getattr(model.data_preprocessor, 'mean', None)
     return 3 if mean is None else mean.numel()
+
+
+def _shown(image: np.ndarray, is_red_first: bool) -> np.ndarray:
+    """As bytes, red first; of many channels the first one, grey."""
+    image = image.clip(0, 255).astype(np.uint8)
+    if image.ndim == 3 and image.shape[2] != 3:
+        return image[..., 0]
+    return image if image.ndim == 2 or is_red_first else image[..., ::-1]
 
 
 def _texts(config: Config) -> dict[str, Any]:
@@ -294,9 +427,9 @@ def _read(path: Path, channels: int) -> np.ndarray:
 
 
 @contextmanager
-def _outputs_of_heads(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The float tensors that heads return, of the outermost one where heads hold heads."""
-    outputs: list[Tensor] = []
+def _said_by_heads(model: nn.Module) -> Iterator[list[tuple[nn.Module, Any]]]:
+    """Heads, and what they return, in the order of their calls: the outermost one where heads hold heads."""
+    said: list[tuple[nn.Module, Any]] = []
     depth = 0
     hooks = []
 
@@ -308,13 +441,13 @@ def _outputs_of_heads(model: nn.Module) -> Iterator[list[Tensor]]:
         nonlocal depth
         depth -= 1
         if depth == 0:
-            outputs.extend(float_tensors(output))
+            said.append((module, output))
 
     for name, module in model.named_modules():
         if any(part.endswith('head') for part in name.split('.')):
             hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        yield outputs
+        yield said
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,6 +2,16 @@
 
 from .curves import draw_curves
 from .page import report_page
+from .sheet import contact_sheet
 from .tables import cells, command_and_machine, machine, markdown, write_csv
 
-__all__ = ['cells', 'command_and_machine', 'draw_curves', 'machine', 'markdown', 'report_page', 'write_csv']
+__all__ = [
+    'cells',
+    'command_and_machine',
+    'contact_sheet',
+    'draw_curves',
+    'machine',
+    'markdown',
+    'report_page',
+    'write_csv',
+]

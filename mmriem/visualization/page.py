@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from .curves import COLOURS
+from .sheet import MOST, sheet_tag
 
 __all__ = ['report_page']
 
@@ -30,10 +33,11 @@ _COLUMNS = ('weight', 'shape', 'representation', 'metric', 'bits/weight', 'bytes
 _TEXT = {'weight', 'shape', 'representation', 'metric'}
 
 
-def report_page(report: Mapping[str, Any]) -> str:
+def report_page(report: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
     """The text of the page.
 
     Args:
+        images: those that the network was run on, see `contact_sheet`.
         report: as `core.pipeline.compress` makes it, with `file`, and where they are known `source` (its `config`,
             `checkpoint` and `sha256`), `notes` (sentences on what to expect) and `evaluate`, a command line.
     """
@@ -50,6 +54,7 @@ def report_page(report: Mapping[str, Any]) -> str:
         'for each, so its area is its bytes. Below, its share of the predicted distortion.</p>\n'
         f'{_legend(colours)}\n{_picture(weights, colours)}\n{_parts(weights, totals, parts)}',
         _remarks(weights, totals.get('tuning'), 'states' in report['settings']),
+        _images(images, report['settings'].get('images', {})),
         f'<h2>Every weight</h2>\n{_table(weights)}',
         f'<h2>Settings</h2>\n<pre>{escape(_settings(report))}</pre>',
     ]
@@ -160,6 +165,21 @@ def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | N
             f'that were held out went from {tuning["before"]:.4g} to {tuning["after"]:.4g}, {told}.</li>'
         )
     return f'<h2>Remarks</h2>\n<ul>{"".join(lines)}</ul>' if lines else ''
+
+
+def _images(images: Sequence[np.ndarray], said: Mapping[str, Any]) -> str:
+    """What they are, and some of them."""
+    if not len(images):
+        return ''
+    number, of = min(len(images), MOST), said.get('count', len(images))
+    told = {
+        'procedural': 'Drawn from a random generator.',
+        'synthetic': 'Made from nothing but the network and a seed: procedural images, optimised in '
+        f'{said.get("steps")} steps until the norms of the network see what they saw in training.',
+        'folder': 'Of the folder that was given.',
+    }
+    text = f'{number} of the {of} images that the network was run on. {told.get(said.get("kind"), "")}'
+    return f'<h2>Images</h2>\n<p>{escape(text)}</p>\n{sheet_tag(images)}'
 
 
 def _table(weights: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmriem.core.errors import RiemError
 from mmriem.core.images.procedural import PLAIN, procedural_images
-from mmriem.core.images.style_search import DEFAULT
+from mmriem.core.images.style_search import DEFAULT, distance
 from mmriem.core.metric.pullback import collect
 from mmriem.core.weights.views import find_weights
 from mmriem.engine import read_checkpoint
@@ -471,3 +471,36 @@ def test_a_model_without_outputs_is_one_error():
 def test_detectors_get_the_probe_of_detectors(tiny_config):
     config = read_config(tiny_config)
     assert type(build_probe(config, build_detector(config), count=1)) is DetectorProbe
+
+
+# ---- images that are optimised
+
+
+def test_the_images_of_a_detector_are_optimised_until_its_norms_know_them_better():
+    config, model = demo('gfl_r18_fpn_digits')
+    plain, made = (build_probe(config, model, 3, synthesis=steps) for steps in (0, 4))
+    assert made.describe() == {**plain.describe(), 'kind': 'synthetic', 'steps': 4}
+    shares = []
+    made.synthesise(model, on_progress=shares.append)
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    assert distance(model, made) < 0.9 * distance(model, plain)
+    assert not torch.equal(made.run(model, 1, 2)[0], plain.run(model, 1, 2)[0])
+    pictures = made.pictures(model, 2)
+    assert [picture.shape for picture in pictures] == [picture.shape for picture in plain.pictures(model, 2)]
+    assert 0 < np.abs(pictures[0].astype(int) - plain.pictures(model, 1)[0]).mean() < 60
+
+
+def test_a_detector_without_such_norms_keeps_procedural_images():
+    config, model = demo('faster-rcnn_swin_fpn_digits')
+    probe = build_probe(config, model, 2)
+    assert probe.describe()['kind'] == 'procedural'
+    with pytest.raises(RiemError, match='synthesis 5: expected norms with statistics'):
+        build_probe(config, model, 2, synthesis=5)
+
+
+def test_images_of_a_folder_are_not_optimised(folder):
+    config, model = demo('gfl_r18_fpn_digits')
+    probe = build_probe(config, model, folder=folder)
+    assert probe.describe()['kind'] == 'folder' and len(probe.pictures(model, 3)) == 3
+    with pytest.raises(RiemError, match='synthesis 5: expected procedural images'):
+        build_probe(config, model, folder=folder, synthesis=5)

@@ -1,6 +1,7 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from mmriem.visualization import report_page
@@ -168,3 +169,20 @@ def test_any_rate_has_an_axis(report, bits_per_weight):
 
 def test_nothing_from_elsewhere(report):
     assert not re.search(r'https?://|src=|@import', report_page(report))
+
+
+@pytest.mark.parametrize(
+    ('said', 'words'),
+    [
+        ({'kind': 'synthetic', 'steps': 40, 'count': 41}, '2 of the 41 images that the network was run on. Made from'),
+        ({'kind': 'procedural', 'count': 2}, '2 of the 2 images that the network was run on. Drawn'),
+        ({'kind': 'folder', 'count': 8}, 'Of the folder'),
+    ],
+)
+def test_a_contact_sheet_shows_the_images_and_tells_what_they_are(report, said, words):
+    page = report_page({**report, 'settings': {'images': said}}, [np.zeros((8, 8, 3), np.uint8)] * 2)
+    assert words in page and page.count('<img ') == 1 and 'src="data:image/jpeg;base64,' in page
+
+
+def test_without_images_there_is_no_contact_sheet(report):
+    assert '<img' not in report_page(report) and '<h2>Images' not in report_page(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +66,21 @@ def training_images(width: int, height: int, steps: int) -> tuple[int, int]:
     return min(max(PIXELS // (width * height), COUNTS[0]), (steps + 1) * batch), batch
 
 
+@dataclass(frozen=True)
+class Output:
+    """What a network says, and how much errors of it count.
+
+    Attributes:
+        values: of any shape.
+        weights: of the error of each value, of the same shape; None: all count alike.
+        parts: of all that the network says this is one part, of so many equal ones.
+    """
+
+    values: Tensor
+    weights: Tensor | None
+    parts: int
+
+
 class Probe(ABC):
     """Images, and the way through a network on them.
 
@@ -87,6 +103,11 @@ class Probe(ABC):
         The model runs as it does when it predicts, on the device where it is. Several threads call this at a time,
         each with a model of its own.
         """
+
+    def judged(self, model: nn.Module, first: int, last: int) -> list[Output]:
+        """What is to be kept of the outputs of :meth:`run`, those alone that depend on a weight."""
+        found = [values for values in self.run(model, first, last) if values.requires_grad]
+        return [Output(values, None, len(found)) for values in found]
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ statistics of natural images (Lee, Mumford and Huang, "Occlusion models for natu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,11 @@ class Style:
     def describe(self) -> dict[str, Any]:
         """For the file and the report; JSON-able."""
         return {'scale': self.scale, 'colour': self.colour, 'contrast': list(self.contrast), 'light': self.light}
+
+    @classmethod
+    def told(cls, told: Mapping[str, Any]) -> Style:
+        """Inverse of :meth:`describe`."""
+        return cls(**{**told, 'contrast': tuple(told['contrast'])})
 
 
 PLAIN = Style()

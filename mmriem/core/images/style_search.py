@@ -48,7 +48,7 @@ def choose_style(model: nn.Module, probe_of: Callable[[Style], Probe], executor:
         probe_of: a probe of a few images of a style, see :func:`few_images`.
         executor: who works; of several processes each calls this, and all get the same style.
     """
-    if not _telling(model):
+    if not telling_norms(model):
         return DEFAULT
     distances: dict[Style, float] = {}
     best = DEFAULT
@@ -99,7 +99,7 @@ def distance(model: nn.Module, probe: Probe) -> float:
 
     own = copy.deepcopy(model)
     own.eval()
-    norms = set(_telling(own))
+    norms = set(telling_norms(own))
     names = [name for name, module in own.named_modules() if module in norms]
     with watching(own, dict.fromkeys(names, Side.INPUT), see):
         probe.run(own, 0, probe.images)
@@ -114,7 +114,7 @@ def _divergence(values: Tensor, norm: nn.Module) -> Tensor:
     return 0.5 * (ratio + shift - 1 - ratio.log())
 
 
-def _telling(model: nn.Module) -> list[_BatchNorm]:
+def telling_norms(model: nn.Module) -> list[_BatchNorm]:
     """Norms with statistics of their own: not those of fresh norms, or of norms that were folded into weights."""
     return [
         module

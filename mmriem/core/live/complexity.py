@@ -44,6 +44,11 @@ class Macs:
     weights: dict[str, int]
     others: int
 
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return sum(self.weights.values()) + self.others
+
 
 def count_macs(model: nn.Module, run: Callable[[], Any]) -> Macs:
     """Run the model and count the multiply-adds of each weight, however often and by whatever module it is used.

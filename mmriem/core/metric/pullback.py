@@ -30,7 +30,7 @@ from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.tasks import Progress, Task, run_all
 from ..execution.workers import join, split
-from ..images.probe import Probe, frozen, without_checkpoints
+from ..images.probe import Output, Probe, frozen, without_checkpoints
 from ..weights.views import WeightView
 from .gradients import tolerant_gradients
 from .metric import Metric, MetricSums
@@ -147,13 +147,13 @@ def _observed(
     probe: Probe,
     batch: tuple[int, int],
     seed: int,
-) -> tuple[Watch, list[Tensor]]:
+) -> tuple[Watch, list[Output]]:
     """A run of the network, and those of its outputs that have gradients, see :mod:`.gradients`."""
 
-    def run(gradients: Callable[[], AbstractContextManager]) -> tuple[Watch, list[Tensor]]:
+    def run(gradients: Callable[[], AbstractContextManager]) -> tuple[Watch, list[Output]]:
         watch = Watch(sums, model, views, seed)
         with gradients(), watch:
-            outputs = [output for output in probe.run(model, *batch) if output.requires_grad]
+            outputs = probe.judged(model, *batch)
         return watch, outputs
 
     try:
@@ -166,7 +166,7 @@ def _observed(
     return as_it_is
 
 
-def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: int) -> Tensor:
+def _random_projection(outputs: Sequence[Output], batch: tuple[int, int], seed: int) -> Tensor:
     """Of the relative outputs: the mean over the signs of its squared gradient is that of the relative error.
 
     Elements that are not finite, such as logits of classes that are ruled out, say nothing.
@@ -175,22 +175,33 @@ def _random_projection(outputs: Sequence[Tensor], batch: tuple[int, int], seed: 
         RiemError: no element of an output is finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    total = outputs[0].new_zeros(())
+    total = outputs[0].values.new_zeros(())
     for output in outputs:
-        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-        share = (batch[1] - batch[0]) / len(outputs) / output.numel()
-        finite = output.detach().isfinite()
+        values, weights = output.values, output.weights
+        signs = torch.randint(0, 2, values.shape, generator=generator).to(values) * 2 - 1
+        share = (batch[1] - batch[0]) / output.parts / values.numel()
+        finite = values.detach().isfinite()
+        if weights is not None:
+            finite &= weights.isfinite()
         if not finite.all():
-            output, signs = output[finite], signs[finite]
-        total = total + (signs * output).sum() / (_spread(output.detach()) / share**0.5)
+            values, signs, weights = values[finite], signs[finite], None if weights is None else weights[finite]
+        signed = signs if weights is None else signs * weights
+        total = total + (signed * values).sum() / (_spread(values.detach(), weights) / share**0.5)
     return total
 
 
-def _spread(output: Tensor) -> Tensor:
-    """Standard deviation of finite elements, at least 1e-6; of a single one its magnitude."""
-    if not output.numel():
+def _spread(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Standard deviation of finite values, at least 1e-6; of a single one its magnitude.
+
+    With weights: root mean square of the weighted differences from the mean to which these weights lead.
+    """
+    if not values.numel():
         raise RiemError('outputs of the network: expected finite values, found none; look for NaN in the checkpoint')
-    spread = output.abs().max() if output.numel() == 1 else output.std()
+    if weights is not None:
+        squares = weights.square()
+        mean = (squares * values).sum() / squares.sum()
+        return (weights * (values - mean)).square().mean().sqrt().clamp_min(1e-6)
+    spread = values.abs().max() if values.numel() == 1 else values.std()
     if not spread.isfinite():  # the squares are beyond float32
-        spread = output.double().std().clamp_max(torch.finfo(output.dtype).max).to(output)
+        spread = values.double().std().clamp_max(torch.finfo(values.dtype).max).to(values)
     return spread.clamp_min(1e-6)

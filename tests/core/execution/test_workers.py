@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmriem.core.errors import RiemError
+from mmriem.core.execution.executor import Executor
 from mmriem.core.execution.journal import Journal
 from mmriem.core.execution.workers import Workers, join, share_out, split
 from mmriem.core.file.manifest import Source
 from mmriem.core.images.probe import ImageProbe
+from mmriem.core.images.procedural import procedural_images
+from mmriem.core.images.synthesis import synthesise
 from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.job import predicted_seconds
 from mmriem.core.pipeline.settings import Settings
@@ -206,3 +209,23 @@ def test_an_error_in_one_process_is_not_lost():
 
     with pytest.raises((RiemError, threading.BrokenBarrierError)):
         together(2, work)
+
+
+# ---- images of the network itself
+
+
+@pytest.mark.parametrize('size', [2, 4])
+def test_all_processes_get_the_same_images_of_the_network(size):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    network[1].running_mean.normal_(generator=torch.Generator().manual_seed(0))
+    start = procedural_images(5, 16, 16)
+
+    def run_once(model, pixels, first):
+        return [model(pixels)]
+
+    def made(workers):
+        return synthesise(network, start, run_once, lambda *_: None, 3, 2, executor=Executor(1, workers))
+
+    alone = made(Workers())
+    assert not torch.equal(alone, start)
+    assert all(torch.equal(images, alone) for images in together(size, made))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmriem.core.errors import RiemError
-from mmriem.core.images.probe import ImageProbe
+from mmriem.core.images.probe import ImageProbe, Output
 from mmriem.core.metric import metric as metric_module
 from mmriem.core.metric import observation, pullback
 from mmriem.core.metric.metric import parts
@@ -125,7 +125,7 @@ def brute_force(model, images, batch, columns):
         x, gamma = columns(part), squared.sum(1)
         blocks = blocks + torch.einsum('gpi,p,gpj->gij', x, gamma, x)
         energy = energy + gamma.sum()
-        projection = pullback._random_projection([model(part)], (0, len(part)), number)
+        projection = pullback._random_projection([Output(model(part), None, 1)], (0, len(part)), number)
         (gradient,) = torch.autograd.grad(projection, weight)
         rows = rows + gradient.double().flatten(1).square().sum(1)
     blocks = blocks / energy

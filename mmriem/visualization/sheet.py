@@ -1,0 +1,56 @@
+"""A contact sheet: many images beside and below each other, small, as one."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+__all__ = ['contact_sheet', 'sheet_tag']
+
+SIDE = 128
+"""Most pixels of an image's longer side."""
+MOST = 24
+"""Images of a sheet."""
+ACROSS = 8
+"""Images of a row."""
+GAP = 4
+"""Pixels between images, which are white."""
+QUALITY = 88
+"""Of JPEG."""
+
+
+def contact_sheet(images: Sequence[np.ndarray]) -> np.ndarray:
+    """The first ``MOST`` images on white, uint8 ``(height, width, 3)``, red first.
+
+    Args:
+        images: one or more, uint8 ``(h, w, 3)``, red first, or ``(h, w)``, of any sizes.
+    """
+    small = [_small(image) for image in images[:MOST]]
+    high, wide = (max(image.shape[axis] for image in small) + GAP for axis in (0, 1))
+    across = min(ACROSS, len(small))
+    sheet = np.full((math.ceil(len(small) / across) * high + GAP, across * wide + GAP, 3), 255, np.uint8)
+    for number, image in enumerate(small):
+        top, left = number // across * high + GAP, number % across * wide + GAP
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return sheet
+
+
+def sheet_tag(images: Sequence[np.ndarray]) -> str:
+    """The contact sheet as a tag of HTML that holds it whole."""
+    sheet = contact_sheet(images)
+    _, encoded = cv2.imencode('.jpg', sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    data = base64.b64encode(encoded.tobytes()).decode()
+    height, width = sheet.shape[:2]
+    return f'<img alt="contact sheet" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, 2)
+    shrink = min(1.0, SIDE / max(image.shape[:2]))
+    size = tuple(max(1, round(shrink * length)) for length in image.shape[1::-1])
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if shrink < 1 else image
