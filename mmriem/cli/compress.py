@@ -118,12 +118,28 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--image-count', type=int, default=0, help='number of images (default: by their size)')
     group.add_argument(
         '--synthesis',
-        type=int,
+        type=synthesis_steps,
+        default=0,
         metavar='STEPS',
         help='steps that procedural images are optimised by, until the norms of the network see what they saw in '
-        'training; 0: none (default: 40, fewer where these would take more than about 10 minutes on two cores; none '
-        'where norms hold no statistics)',
+        'training: worth half a bit a weight or more on a network that was trained hard, still without data; auto: '
+        '40, fewer where these would take more than about 10 minutes on two cores, none where norms hold no '
+        'statistics (default: 0, none)',
     )
+
+
+def synthesis_steps(text: str) -> int | None:
+    """A number of steps; None for `auto`.
+
+    >>> synthesis_steps('40'), synthesis_steps('auto')
+    (40, None)
+    """
+    if text == 'auto':
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'expected a number of steps or auto, found {text!r}') from None
 
 
 def _add_correction(group: argparse._ArgumentGroup) -> None:

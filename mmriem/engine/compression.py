@@ -79,7 +79,7 @@ def compress_detector(
     metric: str = PULLBACK,
     images: str | os.PathLike | None = None,
     image_count: int = 0,
-    synthesis: int | None = None,
+    synthesis: int | None = 0,
     device: str = 'cpu',
     threads: int = 1,
     trust: bool = False,

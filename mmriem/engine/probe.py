@@ -67,7 +67,7 @@ def build_probe(
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     executor: Executor | None = None,
-    synthesis: int | None = None,
+    synthesis: int | None = 0,
     judges: bool = False,
 ) -> ConfigProbe:
     """The probe that suits a model: a `DetectorProbe` for detectors of mmdet's kind, else an `OutputProbe`.
