@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmriem.cli.compress import byte_count
+from mmriem.core import get_representation
 from mmriem.core.execution.journal import Journal
 from mmriem.core.file import reading
 from mmriem.core.images.style_search import DEFAULT
@@ -309,11 +310,12 @@ def test_a_size(compress, tmp_path, arguments, least, most):
 
 def test_integers_with_and_without_a_trellis(compress, tmp_path):
     arguments = ['--bits', '5', '--metric', 'identity', '--no-progress']
+    live = get_representation('lattice').live
     for name, more in (('with', []), ('without', ['--no-trellis'])):
         assert compress('--out', f'{name}.riem', *arguments, *more) is None
         archive = reading.read(tmp_path / f'{name}.riem')
         assert archive.weights and archive.settings['trellis'] == (name == 'with')
-        assert {record.encoded.can_train_integers for record in archive.weights} == {name == 'without'}
+        assert {live.can_train_integers(record.encoded) for record in archive.weights} == {name == 'without'}
 
 
 @pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])

@@ -13,7 +13,8 @@ import torch
 
 from ..errors import RiemError, naming, os_reason
 from ..execution.tasks import costly_first
-from ..representations.base import Representation, get_representation
+from ..representations.base import Codec
+from ..representations.registry import get_representation
 from . import vectors
 from .archive import Archive, PathLike, WeightRecord, _digest
 from .dense import STORAGES, DenseLayout, DenseRecord
@@ -107,13 +108,13 @@ def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[
     return costly_first(record, range(len(entries)), costs, torch.get_num_threads())
 
 
-def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:
-    kind = get_representation(entry.representation)
-    encoded = kind.from_payload(entry.view.matrix_shape, entry.settings, payload)
+def _parse_payload(entry: WeightEntry, payload: bytes) -> Codec:
+    codec = get_representation(entry.representation).codec
+    encoded = codec.from_record(entry.view.matrix_shape, entry.settings, payload)
     if encoded.symbols != entry.symbols:
         raise RiemError(f'expected {entry.symbols} symbols, found {encoded.symbols} in its stream')
-    if encoded.settings() != entry.settings:
-        raise RiemError(f'expected the settings {entry.settings}, found that they mean {encoded.settings()}')
+    if (meant := encoded.settings_json()) != entry.settings:
+        raise RiemError(f'expected the settings {entry.settings}, found that they mean {meant}')
     return encoded
 
 

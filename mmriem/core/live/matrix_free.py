@@ -85,10 +85,10 @@ def _product(
 
 
 class _Operation(Protocol):
-    """How a block of a matrix is applied; ``taps`` columns of the matrix belong to one input channel."""
+    """How a block of a matrix is applied; ``kernel_size`` columns of the matrix belong to one input channel."""
 
     dim: int
-    taps: int
+    kernel_size: int
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice) -> Tensor:
         """The outputs of these rows, ``weight``, of the matrix."""
@@ -97,7 +97,7 @@ class _Operation(Protocol):
 @dataclass(frozen=True)
 class _Linear:
     dim: int = -1
-    taps: int = 1
+    kernel_size: int = 1
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice) -> Tensor:
         return F.linear(x, weight)
@@ -114,7 +114,7 @@ class _Conv2d:
     dim: int = -3
 
     @property
-    def taps(self) -> int:
+    def kernel_size(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice) -> Tensor:
@@ -161,7 +161,7 @@ class _Step:
         return _Step(self.factor, self.operation, self.dtype, others, self.tensors)
 
     def blocks(self, states: Mapping[str, State]) -> Iterator[Block]:
-        return self.factor.blocks(states, BLOCK, self.operation.taps)
+        return self.factor.blocks(states, BLOCK, self.operation.kernel_size)
 
     def run(self, x: Tensor, states: Mapping[str, State]) -> Tensor:
         """All blocks; sums over several of them are in float32 at least."""
@@ -183,8 +183,8 @@ class _Step:
         """The part of ``x`` that a block is applied to."""
         if block.inputs == EVERYTHING:
             return x
-        taps = self.operation.taps
-        first, last = block.inputs.start // taps, block.inputs.stop // taps
+        kernel_size = self.operation.kernel_size
+        first, last = block.inputs.start // kernel_size, block.inputs.stop // kernel_size
         return x.narrow(self.operation.dim, first, last - first)
 
     def outputs(self, y: Tensor, block: Block) -> Tensor:

@@ -19,7 +19,7 @@ from mmriem.core.images.probe import ImageProbe
 from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.job import predicted_seconds
 from mmriem.core.pipeline.settings import Settings
-from mmriem.core.representations.base import get_representation
+from mmriem.core.representations.registry import get_representation
 from mmriem.core.weights.views import WeightView
 
 
