@@ -181,17 +181,17 @@ def riem_file(tiny_config, runner_checkpoint, tmp_path_factory) -> Path:
     from mmriem.core.file import writing
     from mmriem.core.file.archive import Archive, WeightRecord
     from mmriem.core.file.manifest import Source
-    from mmriem.core.representations.bilinear import Bilinear
+    from mmriem.core.representations.bilinear.fitter import BilinearFitter
     from mmriem.core.weights.views import find_weights
     from mmriem.engine import read_checkpoint
     from mmriem.engine.detector import build_detector
 
     checkpoint = read_checkpoint(runner_checkpoint)
     views = find_weights(build_detector(Config.fromfile(tiny_config)), include=['backbone.*'], min_numel=512)
-    weights = []
+    weights, fitter = [], BilinearFitter()
     for view in views:
         matrix = view.to_matrix(checkpoint.state_dict[view.name])
-        fitted = Bilinear.fit(matrix, Bilinear.configure(tuple(matrix.shape), 5 * matrix.numel()))
+        fitted = fitter.fit(matrix, fitter.configure(tuple(matrix.shape), 5 * matrix.numel()))
         weights.append(WeightRecord(view, fitted))
     archive = Archive.from_state_dict(
         checkpoint.state_dict,

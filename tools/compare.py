@@ -21,10 +21,9 @@ from typing import Any
 from mmengine.config import Config
 from rich.table import Table
 
-from mmriem.core import representation_names
+from mmriem.core import get_representation, representation_names
 from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
-from mmriem.core.representations.lattice.representation import Lattice
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, compress_detector
 from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
@@ -141,7 +140,7 @@ def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dic
     size = None
     for (asked, budget), representation in itertools.product(budgets_of(args).items(), args.representations):
         report, metrics = None, {}
-        for bits in args.state_bits if representation != Lattice.name else [0]:
+        for bits in args.state_bits if 'state_bits' in get_representation(representation).options else [0]:
             if report is None or not has_only(bits, report):
                 settings = Settings.of(representation=representation, **budget, state_bits=bits, effort=args.effort)
                 try:

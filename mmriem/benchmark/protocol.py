@@ -31,7 +31,7 @@ from mmriem.core.file.manifest import Source
 from mmriem.core.live.complexity import flops
 from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.settings import Settings
-from mmriem.core.representations.sigmoid.representation import Sigmoid
+from mmriem.core.representations.sigmoid.representation import SIGMOID
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.checkpoint import load_into, read_checkpoint
 from mmriem.engine.complexity import image_shape, measure_complexity
@@ -108,7 +108,7 @@ class Protocol:
         return sum(out * inputs * get_method('svd').rank((out, inputs), self.bits) for out, inputs in shapes)
 
     def product_bits(self) -> int:
-        """Bits of a weight of the baseline in a product, see `mmriem.core.representations.base.Representation`."""
+        """Bits of a weight of the baseline in a product, see `mmriem.core.representations.base.Costs`."""
         return int(self.bits) if self.baseline == 'minmax' else 32
 
 
@@ -176,8 +176,9 @@ def matched_dmu(
     views = find_weights(model)
 
     def works(dmu: int) -> list[int]:
-        plans = allocate(views, Sigmoid, bits, dict(state_bits=state_bits, shifts=shifts, dmu=dmu))
-        return [flops(Sigmoid.regeneration(plan.view.matrix_shape, plan.settings)) for plan in plans if plan.settings]
+        plans = allocate(views, SIGMOID.fitter_with(state_bits=state_bits, shifts=shifts, dmu=dmu), bits)
+        found = [(plan.view.matrix_shape, plan.configuration) for plan in plans if plan.configuration is not None]
+        return [flops(SIGMOID.costs.regeneration(shape, settings)) for shape, settings in found]
 
     dmu, found = FEWEST, works(FEWEST)
     with contextlib.suppress(RiemError):  # at last the metric takes more bytes than there are

@@ -65,7 +65,7 @@ def describe(archive: Archive, size: int) -> dict[str, Any]:
                 'aliases': list(record.view.aliases),
                 'shape': list(record.view.shape),
                 'representation': record.encoded.name,
-                'settings': record.encoded.settings(),
+                'settings': record.encoded.settings_json(),
                 'bytes': bits // 8,
                 'bits_per_weight': bits / elements,
                 'sha256': record.decoded_sha256.hex(),

@@ -5,17 +5,17 @@ metric, images, representations, execution, weights, coding.
 """
 
 from .errors import RiemError
-from .representations.base import Representation, get_representation, representation_names
-from .representations.bilinear import Bilinear
-from .representations.lattice.representation import Lattice
-from .representations.sigmoid.representation import Sigmoid
+from .representations.bilinear.representation import BILINEAR
+from .representations.lattice.representation import LATTICE
+from .representations.registry import Representation, get_representation, representation_names
+from .representations.sigmoid.representation import SIGMOID
 
 __all__ = [
-    'Bilinear',
-    'Lattice',
+    'BILINEAR',
+    'LATTICE',
+    'SIGMOID',
     'Representation',
     'RiemError',
-    'Sigmoid',
     'get_representation',
     'representation_names',
 ]

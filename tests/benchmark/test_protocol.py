@@ -43,7 +43,7 @@ def test_files_are_no_larger_than_that_of_the_baseline(finished):
     for seed in range(2):
         size = (folder / f'seed_{seed}.riem').stat().st_size
         assert 0.9 * found['baseline']['bytes'] < found[f'seed {seed}']['bytes'] == size <= found['baseline']['bytes']
-    settings = [record.encoded.settings() for record in read(folder / 'seed_0.riem').weights]
+    settings = [record.encoded.settings_json() for record in read(folder / 'seed_0.riem').weights]
     assert {setting['state_bits'] for setting in settings} == {8}
     assert {setting['dmu'] for setting in settings} == {found['dmu']}
     assert (folder / 'seed_0.riem').read_bytes() != (folder / 'seed_1.riem').read_bytes()

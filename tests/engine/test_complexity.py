@@ -38,7 +38,7 @@ def test_represented_weights_have_the_work_of_their_states(riem_file, report):
     entries = {entry['name']: entry for entry in report['weights']}
     assert {name for name, entry in entries.items() if entry['representation'] == 'bilinear'} == set(records)
     name, record = next(iter(records.items()))
-    (out, inputs), settings = record.view.matrix_shape, record.encoded.settings()
+    (out, inputs), settings = record.view.matrix_shape, record.encoded.settings_json()
     assert entries[name]['flops']['regeneration'] == out * inputs * settings['rank']
     positions = entries[name]['flops']['dense'] // (out * inputs)
     assert entries[name]['flops']['matrix_free'] == positions * settings['rank'] * (out + inputs)

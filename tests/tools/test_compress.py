@@ -20,7 +20,7 @@ from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
 from mmriem.cli.compress import byte_count
-from mmriem.core import atomic
+from mmriem.core import atomic, get_representation
 from mmriem.core.atomic import temporary_path
 from mmriem.core.errors import Interrupted
 from mmriem.core.execution.journal import Journal
@@ -353,11 +353,12 @@ def test_a_size(compress, tmp_path, arguments, least, most):
 
 def test_integers_with_and_without_a_trellis(compress, tmp_path):
     arguments = ['--bits', '5', '--metric', 'identity', '--no-progress']
+    live = get_representation('lattice').live
     for name, more in (('with', []), ('without', ['--no-trellis'])):
         assert compress('--out', f'{name}.riem', *arguments, *more) is None
         archive = reading.read(tmp_path / f'{name}.riem')
         assert archive.weights and archive.settings['trellis'] == (name == 'with')
-        assert {record.encoded.can_train_integers for record in archive.weights} == {name == 'without'}
+        assert {live.can_train_integers(record.encoded) for record in archive.weights} == {name == 'without'}
 
 
 @pytest.mark.parametrize('arguments', [['--tolerance', '0.2'], []])

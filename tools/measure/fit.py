@@ -16,13 +16,14 @@ from torch import Tensor
 
 from mmriem.core import get_representation
 from mmriem.core.errors import RiemError
-from mmriem.core.representations.sigmoid.representation import Sigmoid, parameter_count, payload_bits
+from mmriem.core.representations.sigmoid.fitter import SigmoidFitter
+from mmriem.core.representations.sigmoid.settings import SigmoidSettings
 from mmriem.core.torch_versions import fused_adam
 from mmriem.core.weights.views import WeightView
 from mmriem.engine import read_checkpoint
 from mmriem.engine.command_line import run
 
-PAPER = dict(dq=52, dmu=14, shifts=6, row_blocks=1, col_blocks=1, state_bits=8)
+PAPER = SigmoidSettings(dq=52, dmu=14, shifts=6, row_blocks=1, col_blocks=1, state_bits=8)
 """The paper's configuration for a 128 x 256 matrix: 24,435 parameters."""
 
 
@@ -88,7 +89,7 @@ class Published:
     """
 
     def __init__(self, matrix: Tensor, seed: int = 0) -> None:
-        dq, dmu, shifts = (PAPER[key] for key in ('dq', 'dmu', 'shifts'))
+        dq, dmu, shifts = PAPER.dq, PAPER.dmu, PAPER.shifts
         generator = torch.Generator().manual_seed(seed)
 
         def uniform(spread: float, *shape: int) -> Tensor:
@@ -162,8 +163,8 @@ def compare_published(matrix: Tensor, steps: int) -> None:
             print(f'published, {done:7,} steps: {error:.2f} dB, 8-bit states {rounded:.2f} dB, {spent:.1f} s of CPU')
     shape = tuple(matrix.shape)
     for name, wanted, budget in (
-        ('8-bit states', rounded, payload_bits(shape, PAPER)),
-        ('float states, a third of their bytes', error, 32 * parameter_count(shape, PAPER) // 3),
+        ('8-bit states', rounded, PAPER.payload_bits(shape)),
+        ('float states, a third of their bytes', error, 32 * PAPER.parameter_count(shape) // 3),
     ):
         print(f'to the error with {name}, {wanted:.2f} dB:')
         reach(matrix, wanted, budget, spent)
@@ -171,10 +172,10 @@ def compare_published(matrix: Tensor, steps: int) -> None:
 
 def reach(matrix: Tensor, wanted: float, budget: int, spent: float) -> None:
     """Print fits of at most ``budget`` bits until one has the wanted error (dB), and the share of ``spent``."""
-    settings = Sigmoid.configure(tuple(matrix.shape), budget)
+    settings = SigmoidFitter().configure(tuple(matrix.shape), budget)
     for effort in (1, 1.5, 2, 3, 4, 6):
         begun = time.process_time()
-        found = decibels(matrix, Sigmoid.fit(matrix, settings, effort=effort).decode())
+        found = decibels(matrix, SigmoidFitter(effort=effort).fit(matrix, settings).decode())
         own = time.process_time() - begun
         print(f'{budget // 8:,} bytes, effort {effort}: {found:.2f} dB in {own:.2f} s of CPU, 1 / {spent / own:.0f}')
         if found <= wanted:
@@ -191,26 +192,26 @@ def main() -> None:
         return
     shape = tuple(matrix.shape)
     if args.checkpoint is None:
-        count = parameter_count(shape, PAPER)
+        count = PAPER.parameter_count(shape)
         print(f'{shape[0]} x {shape[1]}, Dq 52, Dmu 14, {count:,} parameters, 8-bit states')
         print(f'  SVD of rank 64 ({64 * sum(shape):,} parameters), not quantised: {truncated(matrix, 64):.2f} dB')
         for effort in (args.effort, 5 * args.effort):
             started = time.perf_counter()
-            fitted = Sigmoid.fit(matrix, PAPER, effort=effort)
+            fitted = SigmoidFitter(effort=effort).fit(matrix, PAPER)
             seconds = time.perf_counter() - started
             print(f'  sigmoid, effort {effort:g}: {decibels(matrix, fitted.decode()):.2f} dB in {seconds:.1f} s')
     for ratio in args.ratios:
         for bits in args.state_bits:
             for name in ('sigmoid', 'bilinear'):
-                kind = get_representation(name)
-                settings = kind.configure(shape, 32 * ratio * matrix.numel(), state_bits=bits)
+                fitter = get_representation(name).fitter_with(state_bits=bits, effort=args.effort)
+                settings = fitter.configure(shape, 32 * ratio * matrix.numel())
                 started = time.perf_counter()
-                fitted = kind.fit(matrix, settings, effort=args.effort)
+                fitted = fitter.fit(matrix, settings)
                 seconds = time.perf_counter() - started
                 print(
                     f'ratio {fitted.payload_bits() / 32 / matrix.numel():.4f}  {name:8s}  '
                     f'{bits or "budget"} bits: {decibels(matrix, fitted.decode()):7.2f} dB in '
-                    f'{seconds:5.1f} s  {fitted.settings()}'
+                    f'{seconds:5.1f} s  {fitted.settings_json()}'
                 )
 
 

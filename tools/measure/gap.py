@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from rich.table import Table
 from mmriem.benchmark.networks import Network, build_network
 from mmriem.benchmark.runner import network_entries
 from mmriem.core.budget.plan import RECORD_BITS
-from mmriem.core.budget.scale import relative_steps, search, solve_all
+from mmriem.core.budget.scale import relative_steps, search
 from mmriem.core.execution.tasks import Task, run_all
 from mmriem.core.metric.bound import weight_bounds
 from mmriem.core.metric.metric import MAX_COLUMNS
 from mmriem.core.metric.pullback import collect
 from mmriem.core.pipeline.settings import FitOptions
 from mmriem.core.pipeline.solve_steps import problem_of
+from mmriem.core.representations.base import Codec, StepProblem
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.command_line import run
 from mmriem.engine.config import STATED_ROOT, read_config
@@ -83,16 +84,16 @@ def rows_of(network: Network, bits: float, widest: int, threads: int) -> tuple[l
         view.name: problem_of(view, matrices[view.name], metrics.get(view.name), FitOptions()) for view in views
     }
     steps = relative_steps(problems, {name: name in metrics for name in problems})
-    target = bits * sum(problem.weight.numel() for problem in problems.values())
+    target = bits * sum(matrix.numel() for matrix in matrices.values())
     _, solutions = search(
-        lambda scale: solve_all(problems, steps, scale, threads),
-        lambda found: float(sum(lattice.payload_bits() for lattice, _ in found.values())),
+        lambda scale: solved(problems, {name: scale * step for name, step in steps.items()}, threads),
+        lambda found: float(sum(encoded.payload_bits() for encoded, _ in found.values())),
         target,
         start=2.0 ** (2 - bits),
     )
 
     def row(name: str) -> dict[str, Any]:
-        metric, (lattice, distortion) = metrics.get(name), solutions[name]
+        metric, (encoded, distortion) = metrics.get(name), solutions[name]
         matrix = matrices[name]
         known = (None, None) if metric is None else (metric.blocks, metric.output_weights)
         bounds = weight_bounds(matrix, *known, distortion)
@@ -102,13 +103,27 @@ def rows_of(network: Network, bits: float, widest: int, threads: int) -> tuple[l
             'rows': matrix.shape[0],
             'columns': matrix.shape[1],
             'metric': 'identity' if metric is None else metric.source,
-            **per_weight(lattice.payload_bits() + RECORD_BITS, *bounds, matrix.numel()),
+            **per_weight(encoded.payload_bits() + RECORD_BITS, *bounds, matrix.numel()),
         }
 
     kept = [view for view in views if view.matrix_shape[1] <= widest]
     tasks = [Task(view.name, view.matrix_shape[1] ** 3, lambda _, name=view.name: row(name)) for view in kept]
     rows = run_all(tasks, threads)
     return rows + list(average(network.name, rows)), [view.name for view in views if view not in kept]
+
+
+def solved(
+    problems: Mapping[str, StepProblem], steps: Mapping[str, float], threads: int
+) -> dict[str, tuple[Codec, float]]:
+    """Every weight at its step, payloads made, and its distortion."""
+
+    def solve(name: str) -> tuple[Codec, float]:
+        encoded, distortion = problems[name].solve(steps[name])
+        encoded.to_payload()
+        return encoded, distortion
+
+    tasks = [Task(name, 1.0, lambda _, name=name: solve(name)) for name in problems]
+    return dict(zip(problems, run_all(tasks, threads)))
 
 
 def per_weight(bits: float, matrix: float, rows: float, numel: int) -> dict[str, float]:

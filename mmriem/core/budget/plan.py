@@ -1,4 +1,4 @@
-"""From a budget for the whole file to settings for each weight."""
+"""From a budget for the whole file to a configuration for each weight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import RiemError
-from ..representations.base import Representation
+from ..representations.base import Fitter
 from ..weights.views import WeightView
 
 DENSE_BITS = 16
@@ -29,10 +29,10 @@ STEPS = (0.1, 0.3)
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a weight: settings of its representation, or None where it stays dense."""
+    """What becomes of a weight: a configuration of the fitter, or None where it stays dense; bits that it may take."""
 
     view: WeightView
-    settings: dict[str, Any] | None
+    configuration: Any | None
     bits: int
 
 
@@ -68,12 +68,11 @@ def target_bits(
 
 def allocate(
     views: Sequence[WeightView],
-    representation: type[Representation],
+    fitter: Fitter[Any, Any],
     available: float,
-    options: Mapping[str, Any] | None = None,
     dense_bits: Mapping[str, int] = MappingProxyType({}),
 ) -> list[Plan]:
-    """Settings for each weight so that all payloads and records together have at most ``available`` bits.
+    """A configuration for each weight so that all payloads and records together have at most ``available`` bits.
 
     Each weight gets the same bits per element. A weight that the representation cannot hold in them, that is
     smaller as fp16, or that has very few neurons (``MIN_NEURONS``), stays dense. What rounding down to whole states
@@ -81,15 +80,13 @@ def allocate(
 
     Args:
         views: the weights.
-        representation: of those that are not dense.
+        fitter: of those that are not dense.
         available: bits for all of them.
-        options: see ``Representation.configure``.
         dense_bits: what a weight takes if it stays dense, for those that are no fp16 (``DENSE_BITS`` an element).
 
     Raises:
         RiemError: the budget is too small for any representation of the weights.
     """
-    options = dict(options or {})
     as_dense = {view.name: dense_bits.get(view.name, DENSE_BITS * _numel(view)) for view in views}
     dense = _narrow(views, available, as_dense)
     while True:
@@ -99,16 +96,16 @@ def allocate(
         elements = sum(_numel(view) for view in represented)
         if not represented or left <= 0:
             raise RiemError(
-                f'budget: {available / 8:.0f} bytes are too few for {len(views)} weights with {representation.name!r} '
+                f'budget: {available / 8:.0f} bytes are too few for {len(views)} weights with {fitter.name!r} '
                 f'states; ask for a larger ratio or more bits'
             )
         rate = left / elements
-        plans = [_plan(view, representation, rate * _numel(view), as_dense[view.name], options) for view in represented]
-        unfit = {plan.view.name for plan in plans if plan.settings is None}
+        plans = [_plan(view, fitter, rate * _numel(view), as_dense[view.name]) for view in represented]
+        unfit = {plan.view.name for plan in plans if plan.configuration is None}
         if not unfit:
             break
         dense |= unfit
-    plans = _spend(plans, representation, left - sum(plan.bits for plan in plans), as_dense, options)
+    plans = _spend(plans, fitter, left - sum(plan.bits for plan in plans), as_dense)
     by_name = {plan.view.name: plan for plan in plans}
     return [by_name.get(view.name) or Plan(view, None, as_dense[view.name]) for view in views]
 
@@ -126,31 +123,23 @@ def _numel(view: WeightView) -> int:
     return rows * columns
 
 
-def _plan(
-    view: WeightView, representation: type[Representation], bits: float, as_dense: int, options: dict[str, Any]
-) -> Plan:
-    settings = representation.configure(view.matrix_shape, min(bits, as_dense - RECORD_BITS), **options)
-    if settings is None:
+def _plan(view: WeightView, fitter: Fitter[Any, Any], bits: float, as_dense: int, smaller: Any | None = None) -> Plan:
+    limit = min(bits, as_dense - RECORD_BITS)
+    configuration = fitter.configure(view.matrix_shape, limit, view.kernel_size, smaller)
+    if configuration is None:
         return Plan(view, None, as_dense)
-    return Plan(view, settings, representation.planned_bits(view.matrix_shape, settings))
+    return Plan(view, configuration, fitter.planned_bits(view.matrix_shape, configuration))
 
 
-def _spend(
-    plans: list[Plan],
-    representation: type[Representation],
-    left: float,
-    as_dense: Mapping[str, int],
-    options: dict[str, Any],
-) -> list[Plan]:
+def _spend(plans: list[Plan], fitter: Fitter[Any, Any], left: float, as_dense: Mapping[str, int]) -> list[Plan]:
     """Give each weight, largest first, the next larger configuration while the rest of the budget allows it."""
     spent = dict(enumerate(plans))
     largest_first = sorted(spent, key=lambda number: -_numel(plans[number].view))
     for step, number in itertools.product(STEPS, largest_first):
         plan = spent[number]
-        fixed = {**options, 'state_bits': plan.settings.get('state_bits') or options.get('state_bits')}
         limit = plan.bits + min(left, step * plan.bits)
-        larger = _plan(plan.view, representation, limit, as_dense[plan.view.name], fixed)
-        if larger.settings is not None and plan.bits < larger.bits <= limit:
+        larger = _plan(plan.view, fitter, limit, as_dense[plan.view.name], plan.configuration)
+        if larger.configuration is not None and plan.bits < larger.bits <= limit:
             left -= larger.bits - plan.bits
             spent[number] = larger
     return list(spent.values())

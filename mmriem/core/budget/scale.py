@@ -1,4 +1,4 @@
-"""One scale for the lattices of all weights: how a budget is shared out.
+"""One scale for the steps of all weights: how a budget is shared out.
 
 At high rates the distortion of a weight matrix falls by ``2 ln 2`` of itself for each further bit per weight, so the
 sum of all distortions is least, for a given sum of bits, where each single weight adds the same: where the step of a
@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 from ..errors import RiemError
-from ..execution.tasks import Task, run_all
-from ..representations.lattice.problem import Problem
-from ..representations.lattice.representation import Lattice
 
 TEMPER = 0.75
 """Power of the relative sensitivity in a step: 1 trusts it, 0 ignores it."""
@@ -31,12 +29,23 @@ FINEST = 2.0**-12
 """Smallest scale: steps of that many standard deviations."""
 COARSEST = 2.0**300
 """Largest scale: one for weights that the outputs hardly feel, next to which those of the others have small steps."""
-Solutions = dict[str, tuple[Lattice, float]]
-"""Lattice and distortion of each weight by name."""
-OnProgress = Callable[[float, str], None]
+S = TypeVar('S')
+"""All weights, solved at one scale."""
 
 
-def relative_steps(problems: Mapping[str, Problem], measured: Mapping[str, bool]) -> dict[str, float]:
+class Sensitive(Protocol):
+    """What a step of a weight depends on, as :class:`mmriem.core.representations.base.StepProblem` has it."""
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the weights, or what stands for it."""
+
+    @property
+    def log_sensitivity(self) -> float:
+        """Natural logarithm of the distortion that a unit error of one weight does, on average."""
+
+
+def relative_steps(problems: Mapping[str, Sensitive], measured: Mapping[str, bool]) -> dict[str, float]:
     """The step of each weight at scale 1, in the unit of the weight.
 
     A weight without a measured metric is taken as averagely sensitive.
@@ -51,34 +60,13 @@ def relative_steps(problems: Mapping[str, Problem], measured: Mapping[str, bool]
     return {name: spread * math.exp(TEMPER * (excess.get(name, average) - average)) for name, spread in spreads.items()}
 
 
-def solve_all(
-    problems: Mapping[str, Problem],
-    steps: Mapping[str, float],
-    scale: float,
-    threads: int,
-    on_progress: OnProgress | None = None,
-) -> Solutions:
-    """Round every weight to its lattice at that scale, payloads made."""
-
-    def solve(name: str) -> tuple[Lattice, float]:
-        lattice, distortion = problems[name].solve(scale * steps[name])
-        lattice.to_payload()
-        return lattice, distortion
-
-    tasks = [
-        Task(name, problem.weight.numel() * problem.weight.shape[1], lambda progress, name=name: solve(name))
-        for name, problem in problems.items()
-    ]
-    return dict(zip(problems, run_all(tasks, threads, on_progress)))
-
-
 def search(
-    solve: Callable[[float], Solutions],
-    measure: Callable[[Solutions], float],
+    solve: Callable[[float], S],
+    measure: Callable[[S], float],
     target: float,
     start: float = 1.0,
     falls: bool = True,
-) -> tuple[float, Solutions]:
+) -> tuple[float, S]:
     """The scale at which ``measure`` is at most ``target`` and at least ``CLOSE_ENOUGH`` of it.
 
     Args:
@@ -95,7 +83,7 @@ def search(
     scale, slope = start, -0.5 * sign  # of log2(measure) over log2(scale), around 1 bit per weight
     low, high = None, None  # measured (log2 scale, log2 measure): too much and not too much
     previous = None
-    best: tuple[float, Solutions] | None = None
+    best: tuple[float, S] | None = None
     for _ in range(TURNS):
         solutions = solve(scale)
         value = measure(solutions)

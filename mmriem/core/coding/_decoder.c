@@ -657,12 +657,12 @@ static inline int state_after(int state, int parity)
     return next_packed >> (8 * state + 4 * parity) & 7;
 }
 
-/* Magnitudes from their halves, along each row: see paths.py. */
-static void sizes_of_halves(uint8_t *halves, size_t rows, size_t columns)
+/* Magnitudes from their indices, along each row: see trellis.py. */
+static void magnitudes_of_indices(uint8_t *indices, size_t rows, size_t columns)
 {
     size_t row = 0;
     for (; row + 4 <= rows; row += 4) { /* side by side: each waits for its own state */
-        uint8_t *one = halves + row * columns, *two = one + columns, *three = two + columns, *four = three + columns;
+        uint8_t *one = indices + row * columns, *two = one + columns, *three = two + columns, *four = three + columns;
         int a = 0, b = 0, c = 0, d = 0;
         for (size_t at = 0; at < columns; at++) {
             const int first = one[at], second = two[at], third = three[at], fourth = four[at];
@@ -678,19 +678,19 @@ static void sizes_of_halves(uint8_t *halves, size_t rows, size_t columns)
     }
     for (; row < rows; row++)
         for (size_t at = 0, state = 0; at < columns; at++) {
-            const int half = halves[row * columns + at];
-            halves[row * columns + at] = 2 * half + (state & 1);
-            state = state_after(state, half & 1);
+            const int index = indices[row * columns + at];
+            indices[row * columns + at] = 2 * index + (state & 1);
+            state = state_after(state, index & 1);
         }
 }
 
-static void wide_sizes_of_halves(int64_t *halves, size_t rows, size_t columns)
+static void wide_magnitudes_of_indices(int64_t *indices, size_t rows, size_t columns)
 {
     for (size_t row = 0; row < rows; row++)
         for (size_t at = 0, state = 0; at < columns; at++) {
-            const int64_t half = halves[row * columns + at];
-            halves[row * columns + at] = 2 * half + (state & 1);
-            state = state_after(state, half & 1);
+            const int64_t index = indices[row * columns + at];
+            indices[row * columns + at] = 2 * index + (state & 1);
+            state = state_after(state, index & 1);
         }
 }
 
@@ -805,11 +805,11 @@ static int decode_integers(Decoder *decoder, const Matrix *matrix, uint8_t *narr
     if (wide) {
         lower_bits(bits, decoder->lanes, narrow, wide, count, decoder->found);
         if (matrix->along_trellis)
-            wide_sizes_of_halves(wide, matrix->rows, matrix->columns);
+            wide_magnitudes_of_indices(wide, matrix->rows, matrix->columns);
         wide_sign(bits, decoder->lanes, wide, count);
     } else {
         if (matrix->along_trellis)
-            sizes_of_halves(narrow, matrix->rows, matrix->columns);
+            magnitudes_of_indices(narrow, matrix->rows, matrix->columns);
         sign(bits, decoder->lanes, narrow, count);
     }
     return OK;

@@ -74,34 +74,34 @@ def tokens_of(magnitudes: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def fitted_shrinkages(sizes: np.ndarray, period: int) -> list[int]:
-    """Which of SHRINKAGES suit rows, columns, channels and kernels; of a period 1, rows and columns only.
+def fitted_shrinkages(tokens: np.ndarray, kernel_size: int) -> list[int]:
+    """Which of SHRINKAGES suit rows, columns, channels and kernels; of a kernel size of 1, rows and columns only.
 
     The weight of the mean is the variance of one symbol over the variance of the expectations (Buehlmann's
     credibility), here from the moments of the whole matrix. All sums are of integers, or exactly rounded.
     """
-    count, columns_of = len(sizes), sizes.shape[1]
-    rows, columns = (sizes.sum(axis, dtype=np.int64) for axis in (1, 0))
-    total, squares = int(rows.sum()), int((sizes * sizes).sum(dtype=np.int64))
-    mean = total / sizes.size
-    variance = squares / sizes.size - mean * mean
+    count, columns_of = len(tokens), tokens.shape[1]
+    rows, columns = (tokens.sum(axis, dtype=np.int64) for axis in (1, 0))
+    total, squares = int(rows.sum()), int((tokens * tokens).sum(dtype=np.int64))
+    mean = total / tokens.size
+    variance = squares / tokens.size - mean * mean
 
     def weight(deviations: np.ndarray, symbols: int, freedom: float = 1.0) -> float:
         between = math.fsum((deviations * deviations).reshape(-1).tolist()) / deviations.size * freedom
         return _ratio(variance, between - variance / symbols)
 
     weights = [weight(rows / columns_of - mean, columns_of)]
-    if period == 1:
+    if kernel_size == 1:
         weights.append(weight(columns / count - mean, count))
     else:
-        kernels = sizes.reshape(count, -1, period).sum(2, dtype=np.int64)
-        channels, taps = (columns.reshape(-1, period).sum(axis) for axis in (1, 0))
+        kernels = tokens.reshape(count, -1, kernel_size).sum(2, dtype=np.int64)
+        channels, taps = (columns.reshape(-1, kernel_size).sum(axis) for axis in (1, 0))
         fit = channels[:, None] * (taps / (total * count))
-        weights.append(weight(columns.reshape(-1, period) / count - fit, count, period / (period - 1)))
-        weights.append(weight(channels / (count * period) - mean, count * period))
+        weights.append(weight(columns.reshape(-1, kernel_size) / count - fit, count, kernel_size / (kernel_size - 1)))
+        weights.append(weight(channels / (count * kernel_size) - mean, count * kernel_size))
         # the squared deviations of kernels in excess of those of independent taps, from the product of row and column
         row_square, column_square, channel_square = (_dot(x, x) for x in (rows, columns, channels))
-        apart = squares - (2 * _dot(rows, sizes @ columns) - row_square * column_square / total) / total
+        apart = squares - (2 * _dot(rows, tokens @ columns) - row_square * column_square / total) / total
         together = _dot(kernels.reshape(-1), kernels.reshape(-1))
         together -= (2 * _dot(rows, kernels @ channels) - row_square * channel_square / total) / total
         expected = row_square * (channel_square - column_square) / total**2
@@ -118,26 +118,26 @@ def _dot(left: np.ndarray, right: np.ndarray) -> int:
 
 
 def code_tokens(coder: Writer | Reader, planes: np.ndarray, choices: list[int], alphabet: int) -> None:
-    """Codes tokens below ``alphabet``, ``(period, rows, channels)`` uint8; a reader fills them in.
+    """Codes tokens below ``alphabet``, ``(kernel_size, rows, channels)`` uint8; a reader fills them in.
 
     Args:
         choices: which of SHRINKAGES hold for rows, columns, channels and kernels; where there are fewer, FIXED.
     """
     by_row, by_column, by_channel, by_kernel = (*(SHRINKAGES[choice] for choice in choices), *[FIXED] * 4)[:4]
-    period, rows, channels = planes.shape
+    kernel_size, rows, channels = planes.shape
     model = _Distributions(coder, alphabet)
-    column_sums = np.zeros((period, channels))
-    tap_sums, tap_counts = [0] * period, [0] * period
+    column_sums = np.zeros((kernel_size, channels))
+    tap_sums, tap_counts = [0] * kernel_size, [0] * kernel_size
     for down in _blocks(rows, MOST_ROWS, 2):
         row_sums, strip_sum, strip_count = np.zeros(down.stop - down.start), 0.0, 0
         for across in _blocks(channels, MOST_CHANNELS, 4 if down.start else 2):
             kernel_sums = np.zeros((len(row_sums), across.stop - across.start), np.float32)
             sums = column_sums[:, across]
-            for taps in _tap_groups(period, down.start, across.start, by_kernel):
+            for taps in _tap_groups(kernel_size, down.start, across.start, by_kernel):
                 mean = (sum(tap_sums) + 1) / (sum(tap_counts) + 2)
                 pairs = zip(tap_sums, tap_counts)
                 scales = [(total / mean + TAP_PRIOR) / (count + TAP_PRIOR) for total, count in pairs]
-                seen = [down.stop] * taps.start + [down.start] * (period - taps.start)
+                seen = [down.stop] * taps.start + [down.start] * (kernel_size - taps.start)
                 weight = 0.0
                 for count, scale in zip(seen, scales):  # from 3.12 on, the sum of Python is another one for floats
                     weight += count * scale
@@ -185,17 +185,17 @@ def _blocks(count: int, largest: int, growth: int) -> Iterator[slice]:
         start = stop
 
 
-def _tap_groups(period: int, top: int, left: int, by_kernel: float) -> Iterator[slice]:
-    """Cuts ``0 .. period`` into the taps that are coded together in the tile at row ``top`` and channel ``left``."""
-    sizes = (*TAPS, period)
+def _tap_groups(kernel_size: int, top: int, left: int, by_kernel: float) -> Iterator[slice]:
+    """Cuts the taps of a kernel into those that are coded together in the tile at row ``top`` and channel ``left``."""
+    sizes = (*TAPS, kernel_size)
     if top == 0 and left < SINGLE:
-        sizes = (1,) * min(period, MOST_SINGLE) + (period,)
+        sizes = (1,) * min(kernel_size, MOST_SINGLE) + (kernel_size,)
     elif top and by_kernel == FIXED:
-        sizes = (period,)
+        sizes = (kernel_size,)
     start = 0
     for size in sizes:
-        if start < period:
-            yield slice(start, min(start + size, period))
+        if start < kernel_size:
+            yield slice(start, min(start + size, kernel_size))
         start += size
 
 

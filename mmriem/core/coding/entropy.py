@@ -17,7 +17,7 @@ import numpy as np
 from constriction import stream
 
 from ..errors import RiemError
-from . import native, paths
+from . import native
 from .context import (
     _PRIOR,
     _SHRINKAGES,
@@ -31,6 +31,7 @@ from .context import (
     tokens_of,
 )
 from .streams import _ENDS_ELSEWHERE, BITS_24, Reader, Writer, split_lanes
+from .trellis import indices_of, magnitudes_of
 
 SPAN = 1 << 16
 """Integers whose signs are looked up at a time, so that these stay in the cache."""
@@ -41,52 +42,54 @@ _TOO_LARGE = 'integer stream: expected integers of 32 bits, found a larger one; 
 _WINDOWS = np.array(WINDOWS, np.int64)
 
 
-def encode(symbols: np.ndarray, period: int = 1, lanes: int = 1, trellis: bool = False) -> bytes:
+def encode(symbols: np.ndarray, kernel_size: int = 1, lanes: int = 1, trellis: bool = False) -> bytes:
     """The bytes of an integer matrix, which :func:`decode` reads; one byte where every integer is zero.
 
     Args:
-        symbols: ``(rows, channels * period)``, integers that int32 can hold.
-        period: columns of one input channel, the taps of its kernel, next to each other.
+        symbols: ``(rows, channels * kernel_size)``, integers that int32 can hold.
+        kernel_size: columns of one input channel, next to each other.
         lanes: streams that the tokens are dealt to, 1 or ``LANES``; the further ones take about 33 bytes.
-        trellis: the rows follow paths of the trellis (:mod:`mmriem.core.coding.paths`), and half magnitudes are coded.
+        trellis: the rows follow paths of the trellis (:mod:`.trellis`), and indices are coded.
 
     Raises:
-        RiemError: an integer that int32 cannot hold, columns that the period does not divide, or rows that follow no
-            path.
+        RiemError: an integer that int32 cannot hold, columns that the kernel size does not divide, or rows that follow
+            no path.
     """
     symbols = _int32(symbols)
-    _check_shape(symbols.shape, period)
+    _check_shape(symbols.shape, kernel_size)
     writer = Writer(lanes)
-    sizes = np.abs(symbols).view(np.uint32)
-    halves = paths.halves(sizes) if trellis else sizes
-    if halves is None:
+    magnitudes = np.abs(symbols).view(np.uint32)
+    indices = indices_of(magnitudes) if trellis else magnitudes
+    if indices is None:
         raise RiemError('integers to code: expected rows that follow paths of the trellis, found others')
-    _write(writer, halves, symbols < 0, period, sizes)
+    _write(writer, indices, symbols < 0, kernel_size, magnitudes)
     return writer.payload()
 
 
-def decode(data: bytes, shape: tuple[int, int], period: int = 1, lanes: int = 1, trellis: bool = False) -> np.ndarray:
+def decode(
+    data: bytes, shape: tuple[int, int], kernel_size: int = 1, lanes: int = 1, trellis: bool = False
+) -> np.ndarray:
     """The matrix that :func:`encode` was given, of ``shape``: int8 where all magnitudes are small, else int32.
 
     Raises:
-        RiemError: the bytes are not those of a matrix of this shape, period, number of lanes and trellis.
+        RiemError: the bytes are not those of a matrix of this shape, kernel size, number of lanes and trellis.
     """
-    _check_shape(shape, period)
+    _check_shape(shape, kernel_size)
     payloads = split_lanes(data, lanes)
     if native.module is not None:
-        return _native_matrix(payloads, shape, period, trellis)
+        return _native_matrix(payloads, shape, kernel_size, trellis)
     reader = Reader(payloads)
-    magnitudes, negative = _read(reader, shape, period, trellis)
+    magnitudes, negative = _read(reader, shape, kernel_size, trellis)
     reader.finish()
     return _signed(magnitudes, negative).reshape(shape)
 
 
-def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], period: int, trellis: bool) -> np.ndarray:
+def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], kernel_size: int, trellis: bool) -> np.ndarray:
     out = np.empty(shape, np.int8)
-    status = native.module.matrix(payloads, out, *shape, period, trellis, _PRIOR, _SHRINKAGES)
+    status = native.module.matrix(payloads, out, *shape, kernel_size, trellis, _PRIOR, _SHRINKAGES)
     if status[0] == native.module.WIDE:
         out = np.empty(shape, np.int32)
-        status = native.module.matrix(payloads, out, *shape, period, trellis, _PRIOR, _SHRINKAGES)
+        status = native.module.matrix(payloads, out, *shape, kernel_size, trellis, _PRIOR, _SHRINKAGES)
     _require_ok(*status)
     return out
 
@@ -178,17 +181,17 @@ def _code_first(coder: Writer | Reader, magnitudes: np.ndarray, negative: np.nda
 
 
 def _write(
-    writer: Writer, magnitudes: np.ndarray, negative: np.ndarray, period: int = 1, signed: np.ndarray | None = None
+    writer: Writer, magnitudes: np.ndarray, negative: np.ndarray, kernel_size: int = 1, signed: np.ndarray | None = None
 ) -> None:
     """Codes a matrix as magnitudes, uint32, and signs, one where ``signed`` (or else the magnitude) is above 0."""
     tokens = tokens_of(magnitudes)
     largest = int(tokens.max(initial=0))
     _code_integer(writer, largest, TOKENS)
     if largest:
-        choices = fitted_shrinkages(tokens.astype(np.int32), period)[: _choices(len(tokens), period)]
+        choices = fitted_shrinkages(tokens.astype(np.int32), kernel_size)[: _choices(len(tokens), kernel_size)]
         for choice in choices:
             _code_integer(writer, choice, len(SHRINKAGES))
-        planes = np.ascontiguousarray(tokens.reshape(len(tokens), -1, period).transpose(2, 0, 1))
+        planes = np.ascontiguousarray(tokens.reshape(len(tokens), -1, kernel_size).transpose(2, 0, 1))
         code_tokens(writer, planes, choices, largest + 1)
         tokens = tokens.reshape(-1)
         _code_lower_bits(writer, tokens, magnitudes.reshape(-1))
@@ -196,13 +199,15 @@ def _write(
     _code_flat(writer, _signs_of(signed.reshape(-1), negative.reshape(-1)))
 
 
-def _read(reader: Reader, shape: tuple[int, int], period: int, trellis: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    reader: Reader, shape: tuple[int, int], kernel_size: int, trellis: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Magnitudes, uint32, or uint8 where all of them are small, and signs, uint8, of a matrix, flat."""
     rows, columns = shape
-    planes = np.zeros((period, rows, columns // period), np.uint8)
+    planes = np.zeros((kernel_size, rows, columns // kernel_size), np.uint8)
     largest = _code_integer(reader, 0, TOKENS)
     if largest:
-        choices = [_code_integer(reader, 0, len(SHRINKAGES)) for _ in range(_choices(rows, period))]
+        choices = [_code_integer(reader, 0, len(SHRINKAGES)) for _ in range(_choices(rows, kernel_size))]
         code_tokens(reader, planes, choices, largest + 1)
     tokens = planes.transpose(1, 2, 0).reshape(-1)
     if largest != (found := int(tokens.max(initial=0))):
@@ -210,15 +215,15 @@ def _read(reader: Reader, shape: tuple[int, int], period: int, trellis: bool = F
     magnitudes = tokens if largest < DIRECT else LOW[tokens]
     _code_lower_bits(reader, tokens, magnitudes)
     if trellis:
-        sizes = paths.sizes(magnitudes.reshape(shape).astype(np.int64)).reshape(-1)
-        magnitudes = np.minimum(sizes, (1 << 32) - 1).astype(magnitudes.dtype)
+        whole = magnitudes_of(magnitudes.reshape(shape).astype(np.int64)).reshape(-1)
+        magnitudes = np.minimum(whole, (1 << 32) - 1).astype(magnitudes.dtype)
     signs = _code_flat(reader, np.empty(np.count_nonzero(magnitudes), np.uint8))
     return magnitudes, _with_signs(magnitudes, signs)
 
 
-def _choices(rows: int, period: int) -> int:
+def _choices(rows: int, kernel_size: int) -> int:
     """How many shrinkages are stored."""
-    if period > 1:
+    if kernel_size > 1:
         return 4
     return 2 if rows > 1 else 0
 
@@ -231,9 +236,9 @@ def _int32(values: np.ndarray) -> np.ndarray:
     return stored
 
 
-def _check_shape(shape: tuple[int, ...], period: int) -> None:
-    if len(shape) != 2 or min(shape) < 0 or period < 1 or shape[1] % period:
-        raise RiemError(f'integer matrix: expected rows and columns, multiples of {period}, found {tuple(shape)}')
+def _check_shape(shape: tuple[int, ...], kernel_size: int) -> None:
+    if len(shape) != 2 or min(shape) < 0 or kernel_size < 1 or shape[1] % kernel_size:
+        raise RiemError(f'integer matrix: expected rows and columns, multiples of {kernel_size}, found {tuple(shape)}')
 
 
 def _code_integer(coder: Writer | Reader, value: int, count: int) -> int:
@@ -254,22 +259,22 @@ def _code_lower_bits(coder: Writer | Reader, tokens: np.ndarray, magnitudes: np.
         magnitudes[which] |= bits.astype(np.uint32) << np.uint32(place)
 
 
-def _nonzero(sizes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Parts of the sizes, and where they are above 0 in each: a mask of all of them takes several times as long."""
-    for start in range(0, len(sizes), SPAN):
+def _nonzero(magnitudes: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts of the magnitudes, and where each is above 0: a mask of all of them takes several times as long."""
+    for start in range(0, len(magnitudes), SPAN):
         part = slice(start, start + SPAN)
-        yield part, np.flatnonzero(sizes[part] > 0)
+        yield part, np.flatnonzero(magnitudes[part] > 0)
 
 
-def _signs_of(sizes: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """Of the sizes above 0."""
-    return np.concatenate([negative[:0], *(negative[part][where] for part, where in _nonzero(sizes))])
+def _signs_of(magnitudes: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """Of the magnitudes above 0."""
+    return np.concatenate([negative[:0], *(negative[part][where] for part, where in _nonzero(magnitudes))])
 
 
-def _with_signs(sizes: np.ndarray, signs: np.ndarray) -> np.ndarray:
+def _with_signs(magnitudes: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Inverse of :func:`_signs_of`, uint8."""
-    negative, start = np.zeros(len(sizes), np.uint8), 0
-    for part, where in _nonzero(sizes):
+    negative, start = np.zeros(len(magnitudes), np.uint8), 0
+    for part, where in _nonzero(magnitudes):
         negative[part][where] = signs[start : start + len(where)]
         start += len(where)
     return negative

@@ -17,7 +17,7 @@
 
 enum { STATES = 8 };
 
-/* The state after an m that is even, and odd: see paths.py. */
+/* The state after an index that is even, and odd: see trellis.py. */
 static const uint8_t NEXT[STATES][2] = {{0, 2}, {7, 5}, {1, 3}, {6, 4}, {2, 0}, {5, 7}, {3, 1}, {4, 6}};
 
 /* ---- memory */

@@ -24,7 +24,7 @@ from mmriem.version import __version__
 
 from ..errors import RiemError, naming, out_of_memory
 from ..execution.tasks import Progress, costly_first, in_order
-from ..representations.base import Representation
+from ..representations.base import Encoded
 from ..weights.views import WeightView
 from . import vectors
 from .dense import STORAGES, DenseRecord, dtype_name, store
@@ -52,7 +52,7 @@ class WeightRecord:
     """
 
     view: WeightView
-    encoded: Representation
+    encoded: Encoded
     decoded_sha256: bytes = b''
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class WeightRecord:
             object.__setattr__(self, 'decoded_sha256', _finite_digest(self.view.name, self._weight()))
 
     @classmethod
-    def decoded(cls, view: WeightView, encoded: Representation) -> tuple[WeightRecord, Tensor]:
+    def decoded(cls, view: WeightView, encoded: Encoded) -> tuple[WeightRecord, Tensor]:
         """The record, and the parameter in its shape and dtype, decoded once."""
         weight = view.from_matrix(encoded.decode()).contiguous()
         return cls(view, encoded, _finite_digest(view.name, weight)), weight.to(view.dtype)
@@ -309,7 +309,7 @@ def _entry(record: WeightRecord, payload: bytes) -> WeightEntry:
     return WeightEntry(
         view=record.view,
         representation=record.encoded.name,
-        settings=record.encoded.settings(),
+        settings=record.encoded.settings_json(),
         symbols=record.encoded.symbols,
         n_bytes=len(payload),
         stream=_digest(payload),

@@ -17,7 +17,8 @@ import torch
 
 from ..errors import RiemError, naming, os_reason, out_of_memory
 from ..execution.tasks import costly_first
-from ..representations.base import Demand, Representation, get_representation
+from ..representations.base import Codec, Demand
+from ..representations.registry import get_representation
 from . import vectors
 from .archive import Archive, PathLike, WeightRecord, _digest, require_shapes
 from .dense import STORAGES, DenseLayout, DenseRecord
@@ -107,7 +108,8 @@ def _check_demands(entries: Sequence[WeightEntry], limits: Limits) -> None:
     memory = nanoseconds = 0
     for entry in entries:
         with naming(f'weight {entry.view.name!r}'):
-            demand = get_representation(entry.representation).demand(entry.view.matrix_shape, entry.settings)
+            codec = get_representation(entry.representation).codec
+            demand = codec.record_demand(entry.view.matrix_shape, entry.settings)
             _check_demand(entry, demand)
         memory = max(memory, demand.memory)
         nanoseconds += demand.nanoseconds
@@ -157,11 +159,11 @@ def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[
     return costly_first(record, range(len(entries)), costs, torch.get_num_threads())
 
 
-def _parse_payload(entry: WeightEntry, payload: bytes) -> Representation:
-    kind = get_representation(entry.representation)
-    encoded = kind.from_payload(entry.view.matrix_shape, entry.settings, payload)
-    if encoded.settings() != entry.settings:
-        raise RiemError(f'expected the settings {entry.settings}, found that they mean {encoded.settings()}')
+def _parse_payload(entry: WeightEntry, payload: bytes) -> Codec:
+    codec = get_representation(entry.representation).codec
+    encoded = codec.from_record(entry.view.matrix_shape, entry.settings, payload)
+    if (meant := encoded.settings_json()) != entry.settings:
+        raise RiemError(f'expected the settings {entry.settings}, found that they mean {meant}')
     return encoded
 
 

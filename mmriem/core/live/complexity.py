@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..file.archive import WeightRecord
 from ..representations.base import FLOAT_BITS, Work
+from ..representations.registry import get_representation, parsed
 from ..torch_versions import attention_as_products
 from ..weights.views import every_weight, parameter_owners
 
@@ -101,7 +102,9 @@ def complexity(
         works = _works(record, macs.weights[view.name], math.prod(view.shape), activation_bits)
         if record is not None and view.name in blockwise:
             positions = macs.weights[view.name] // math.prod(view.shape)
-            works['matrix_free'] = record.encoded.product(positions, activation_bits, view.name in grouped)
+            encoded = parsed(record.encoded)
+            costs = get_representation(encoded.name).costs
+            works['matrix_free'] = costs.product(encoded, positions, activation_bits, view.name in grouped)
         entries.append(
             {
                 'name': view.name,
@@ -143,9 +146,10 @@ def _works(record: WeightRecord | None, macs: int, numel: int, activation_bits: 
     dense = [Work(macs, (FLOAT_BITS, activation_bits))]
     if record is None:
         return {'dense': dense, 'regeneration': [], 'product': dense, 'matrix_free': dense}
-    encoded = record.encoded
-    making = encoded.regeneration(encoded.shape, encoded.settings())
-    product = [Work(macs, (encoded.product_bits, activation_bits))]
+    encoded = parsed(record.encoded)
+    costs = get_representation(encoded.name).costs
+    making = costs.regeneration(encoded.shape, encoded.settings)
+    product = [Work(macs, (costs.product_bits(encoded), activation_bits))]
     return {'dense': dense, 'regeneration': making, 'product': product, 'matrix_free': [*making, *product]}
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..errors import RiemError
-from ..representations.base import get_representation
 from ..representations.grid import STATE_BITS
+from ..representations.registry import get_representation
 from ..weights.views import find_weights, parameter_owners
 from .module import LiveModule, attach, hold_states, plain_class
 from .states import FROZEN, INTEGERS, STATES, WeightStates
@@ -99,7 +99,7 @@ def make_live(
     >>> make_live(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU()), representation='bilinear', bits=6)
     ['0.weight']
     """
-    kind = get_representation(representation)
+    fitter = get_representation(representation).fitter_with(state_bits=state_bits, effort=effort)
     rate = bits_per_weight(ratio, bits)
     if state_bits and not STATE_BITS[0] <= state_bits <= STATE_BITS[1]:
         raise RiemError(f'state_bits: expected 0 (by the ratio) or 2 to 8, found {state_bits}')
@@ -110,12 +110,10 @@ def make_live(
     owners = {owner.name: owner for owner in parameter_owners(model)}
     views = find_weights(model, include, exclude)
     for view in views:
-        settings = kind.configure(
-            view.matrix_shape, rate * math.prod(view.shape), state_bits=state_bits, period=view.kernel_size
-        )
+        configuration = fitter.configure(view.matrix_shape, rate * math.prod(view.shape), view.kernel_size)
         first, *others = (owners[name] for name in (view.name, *view.aliases))
         blockwise = first.attribute == 'weight' and isinstance(first.module, (nn.Linear, nn.Conv2d))
-        states = WeightStates(view, representation, settings, effort, integers, materialize or not blockwise)
+        states = WeightStates(view, fitter, configuration, integers, materialize or not blockwise)
         hold_states(first.module, first.attribute, states)
         for other in others:
             if other.module._parameters[other.attribute] is not None:  # so it is where the whole module is shared

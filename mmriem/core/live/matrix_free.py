@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_map
 
 from ..representations.blocks import EVERYTHING, Block, Factor, State
 
@@ -121,10 +120,10 @@ def _product(
 
 
 class _Operation(Protocol):
-    """How a block of a matrix is applied; ``taps`` columns of the matrix belong to one input channel."""
+    """How a block of a matrix is applied; ``kernel_size`` columns of the matrix belong to one input channel."""
 
     dim: int
-    taps: int
+    kernel_size: int
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
         """The outputs of these rows, ``weight``, of the matrix, with their ``bias``."""
@@ -136,7 +135,7 @@ class _Operation(Protocol):
 @dataclass(frozen=True)
 class _Linear:
     dim: int = -1
-    taps: int = 1
+    kernel_size: int = 1
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -167,7 +166,7 @@ class _Conv2d:
     dim: int = -3
 
     @property
-    def taps(self) -> int:
+    def kernel_size(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
@@ -236,7 +235,7 @@ class _Step:
         return _Step(self.factor, self.operation, self.dtype, others, self.tensors)
 
     def blocks(self, states: Mapping[str, State]) -> Iterator[Block]:
-        return self.factor.blocks(states, BLOCK, self.operation.taps)
+        return self.factor.blocks(states, BLOCK, self.operation.kernel_size)
 
     def run(self, x: Tensor, states: Mapping[str, State], bias: Tensor | None = None) -> Tensor:
         """All blocks: side by side where they divide the rows, else added up."""
@@ -280,8 +279,8 @@ class _Step:
         """The part of ``x`` that a block is applied to."""
         if block.inputs == EVERYTHING:
             return x
-        taps = self.operation.taps
-        first, last = block.inputs.start // taps, block.inputs.stop // taps
+        kernel_size = self.operation.kernel_size
+        first, last = block.inputs.start // kernel_size, block.inputs.stop // kernel_size
         return x.narrow(self.operation.dim, first, last - first)
 
     def outputs(self, y: Tensor, block: Block) -> Tensor:
@@ -328,87 +327,3 @@ class _Differentiable(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             x_gradient, *others = step.gradients(x, states, upstream, (needs_x, *needs))
         return (x_gradient, None, *others)
-
-
-class Source(Protocol):
-    """What an :class:`UnmadeWeight` asks for."""
-
-    def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
-        """The factors of the weight matrix and its states; one factor where the layer is ``grouped``."""
-
-    def made(self) -> Tensor:
-        """The weight."""
-
-
-class UnmadeWeight(Tensor):
-    """Stands for a weight: linear and convolution functions apply it in blocks, whatever else reads it has it made."""
-
-    source: Source
-
-    @staticmethod
-    def __new__(
-        cls, source: Source, shape: Sequence[int], dtype: torch.dtype, device: torch.device, requires_grad: bool = False
-    ) -> UnmadeWeight:
-        weight = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device, requires_grad=requires_grad)
-        weight.source = source
-        return weight
-
-    def __repr__(self, **_: Any) -> str:
-        return f'UnmadeWeight({tuple(self.shape)}, dtype={self.dtype}, device={self.device})'
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _APPLIED and isinstance(kwargs.get('weight', args[1] if len(args) > 1 else None), cls):
-            return _APPLIED[func](*args, **kwargs)
-        if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        return func(*tree_map(_made, args), **tree_map(_made, kwargs))
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*tree_map(_made, args), **tree_map(_made, kwargs or {}))
-
-
-def _made(value: Any) -> Any:
-    return value.source.made() if isinstance(value, UnmadeWeight) else value
-
-
-def _linear(input: Tensor, weight: UnmadeWeight, bias: Tensor | None = None) -> Tensor:
-    factors, states = weight.source.factors(grouped=False)
-    return linear(input, factors, states, weight.dtype, _made(bias))
-
-
-def _conv2d(
-    input: Tensor,
-    weight: UnmadeWeight,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    factors, states = weight.source.factors(grouped=groups > 1)
-    how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    return conv2d(input, factors, states, weight.dtype, weight.shape, _made(bias), **how)
-
-
-def _conv_transpose2d(
-    input: Tensor,
-    weight: UnmadeWeight,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Tensor:
-    factors, states = weight.source.factors(grouped=True)
-    how = dict(stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation)
-    return conv_transpose2d(input, factors, states, weight.dtype, weight.shape, _made(bias), **how)
-
-
-_APPLIED = {F.linear: _linear, F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d}
-_METADATA = {Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.ndim.__get__}
-_METADATA |= {Tensor.requires_grad.__get__, Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}

@@ -19,7 +19,6 @@ The weights of an ordinary checkpoint are fitted when they are loaded.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,23 +26,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RiemError
-from ..execution.tasks import Progress, one_thread
+from ..execution.tasks import Progress
 from ..file.archive import WeightRecord
-from ..representations.base import Representation, get_representation, representation_names
+from ..representations.base import Codec, Fitter
 from ..representations.blocks import Factor, State
+from ..representations.registry import get_representation, parsed
 from ..weights.views import WeightView
-from .matrix_free import UnmadeWeight
+from .draft import Draft
+from .fresh import Fresh
+from .packing import Packing
+from .regeneration import DENSE, representation_of, shape_of, sizes_of, with_integers
+from .unmade import UnmadeWeight
 
 STATES = 'riem'
 """Name of the submodule of a live module that holds the states of its weights."""
-DENSE = 'dense'
-"""Name of the one state of a weight that is held as it is, because a file keeps it so or it is too small."""
-FITTED = 'riem_fitted'
-"""Attribute of a tensor of an ordinary checkpoint with the states that were fitted to it: it may be loaded again."""
 FROZEN, STRAIGHT_THROUGH = INTEGERS = ('frozen', 'straight_through')
 """What training does with integer states."""
-MIN_SPREAD = 1e-6
-"""Least standard deviation of a weight from fresh states: states of zeros would have no gradient."""
 
 
 class WeightStates(nn.Module):
@@ -64,9 +62,8 @@ class WeightStates(nn.Module):
 
     Args:
         view: the weight.
-        representation: name of the representation of fresh states.
-        settings: of the representation, as :meth:`Representation.configure` makes them; None: hold it dense.
-        effort: of a fit, see :class:`Representation`.
+        fitter: of an ordinary weight; its representation is that of fresh states.
+        configuration: of the fitter, and of fresh states; None: hold the weight dense.
         integers: ``frozen`` or ``straight_through``.
         materialize: False where only ``F.linear`` and ``F.conv2d`` read the weight, and shall not have it made.
     """
@@ -74,9 +71,8 @@ class WeightStates(nn.Module):
     def __init__(
         self,
         view: WeightView,
-        representation: str,
-        settings: Mapping[str, Any] | None,
-        effort: float = 1.0,
+        fitter: Fitter[Any, Any],
+        configuration: Any | None,
         integers: str = FROZEN,
         materialize: bool = True,
     ) -> None:
@@ -87,15 +83,12 @@ class WeightStates(nn.Module):
         self.materialize = materialize
         self.values = nn.Parameter(torch.empty(0))
         self.register_buffer('fixed', torch.empty(0), persistent=False)
-        self._fresh = (get_representation(representation), settings)
-        self._effort = effort
+        self._fresh = Fresh(fitter, configuration)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._kept: tuple[tuple[int, ...], Tensor] | None = None
-        self._draft: tuple[Tensor, Tensor] | None = None
+        self._draft: Draft | None = None
         self._resized = False
-        self._packed: dict[str, State] | None = None
-        self._packed_at: tuple[int, ...] = ()
-        self._holds_packed = False
+        self._packing = Packing()
         self._can_train_integers = True
 
     def forward(self) -> Tensor:
@@ -105,7 +98,7 @@ class WeightStates(nn.Module):
             RiemError: the states were resized after DistributedDataParallel took hold of them.
         """
         if self._draft is not None:
-            return self._draft[0]
+            return self._draft.weight
         differentiable = torch.is_grad_enabled() and self.values.requires_grad
         if differentiable:
             self._unpack()
@@ -123,8 +116,8 @@ class WeightStates(nn.Module):
 
     def states(self) -> dict[str, Tensor]:
         """The states by name, as views on :attr:`values` and :attr:`fixed` where these hold them."""
-        if self._holds_packed:
-            return {name: self._packed[name][...].float() for name in self._shapes}
+        if self._packing.alone:
+            return self._packing.unpacked(self._shapes)
         found = {}
         for names, flat in zip(self._trained_and_fixed(self._shapes), (self.values, self.fixed)):
             parts = flat.split([math.prod(self._shapes[name]) for name in names])
@@ -134,31 +127,32 @@ class WeightStates(nn.Module):
     def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
         """What a product that does not make the weight needs, see :class:`mmriem.core.live.matrix_free.Source`."""
         kind = representation_of(self._shapes)
-        states = self._packed if self._holds_packed else _with_integers(kind, self.states())
-        return kind.factors(grouped), states
+        if kind is None:
+            raise ValueError('a dense weight has no factors')
+        packed = self._packing.states if self._packing.alone else None
+        return kind.live.factors(grouped), packed or with_integers(kind, self.states())
 
     def made(self) -> Tensor:
         """The weight, where something else reads it."""
         return self._weight(self.states())
 
     @torch.no_grad()
-    def reset(self, states: Mapping[str, Tensor], packed: dict[str, State] | None = None) -> None:
+    def reset(self, states: Mapping[str, Tensor], packed: Mapping[str, State] | None = None) -> None:
         """Hold these states instead; names and sizes may differ from the present ones.
 
-        ``packed`` are the same ones, see :meth:`Representation.packed_states`; without them they are not packed.
+        ``packed`` are the same ones, see :meth:`LiveStates.packed_states`; without them they are not packed.
 
         Raises:
             RiemError: no representation has states of these names.
         """
         self._set(states)
-        self._packed = packed and _on_device(packed, self.values.device)
-        self._packed_at = self._state_versions()
+        self._packing.hold(packed, self.values.device, self._state_versions())
         if not self.training:
             self._pack()
 
     def _set(self, states: Mapping[str, Tensor]) -> None:
         kind = representation_of(states)
-        ordered = {name: states[name] for name in (kind.state_names if kind else [DENSE])}
+        ordered = {name: states[name] for name in (kind.live.state_names if kind else [DENSE])}
         trained, fixed = (_flat([states[name] for name in names]) for names in self._trained_and_fixed(ordered))
         if trained.numel() == self.values.numel():
             self.values.copy_(trained)
@@ -171,23 +165,23 @@ class WeightStates(nn.Module):
             self.fixed = fixed.to(self.values.device)
         self._shapes = {name: tuple(value.shape) for name, value in ordered.items()}
         self._kept = self._draft = None
-        self._holds_packed = False
+        self._packing.alone = False
 
     def _pack(self) -> None:
         """Hold the packed states alone, if there are any and the others have not been trained since, or begun to be."""
-        changed = self._packed_at != self._state_versions() or self.values.grad is not None
-        if self._packed is None or self._holds_packed or changed:
+        unchanged = self._packing.is_of(self._state_versions()) and self.values.grad is None
+        if self._packing.alone or not unchanged:
             return
         with torch.inference_mode(False):
             nothing = torch.empty(0, device=self.values.device)
             self.values.data, self.fixed = nothing, nothing.clone()
-        self._holds_packed = True
+        self._packing.alone = True
 
     def _unpack(self) -> None:
-        if self._holds_packed:
+        if self._packing.alone:
             with torch.inference_mode(False), torch.no_grad():
                 self._set(self.states())
-            self._packed_at = self._state_versions()
+            self._packing.renew(self._state_versions())
 
     def take(self, key: str, tensor: Tensor) -> None:
         """Hold the weight of a checkpoint: its states in a ``.riem`` file, else states that are fitted to it.
@@ -197,58 +191,45 @@ class WeightStates(nn.Module):
         """
         record = getattr(tensor, STATES, False)
         if isinstance(record, WeightRecord):
-            self._hold(record.encoded)
-        elif record is None or self._fresh[1] is None:  # a .riem file keeps it dense, or it is too small for states
+            self._hold(parsed(record.encoded))
+        elif record is None or self._fresh.is_dense:  # a .riem file keeps it dense, or it is too small for states
             self.reset({DENSE: tensor})
             self._can_train_integers = True
         else:
             self._hold(self.fitted(key, tensor))
 
-    def _hold(self, encoded: Representation) -> None:
-        self.reset(encoded.states(), None if self.materialize else encoded.packed_states())
-        self._can_train_integers = encoded.can_train_integers
+    def _hold(self, encoded: Codec) -> None:
+        live = get_representation(encoded.name).live
+        self.reset(encoded.states(), None if self.materialize else live.packed_states(encoded))
+        self._can_train_integers = live.can_train_integers(encoded)
 
     def needs_fit(self, tensor: Tensor) -> bool:
         """Whether :meth:`take` would fit states to the tensor, and has not done so before."""
         record = getattr(tensor, STATES, False)
-        is_ordinary = record is not None and not isinstance(record, WeightRecord) and self._fresh[1] is not None
+        is_ordinary = record is not None and not isinstance(record, WeightRecord) and not self._fresh.is_dense
         fits = tuple(tensor.shape) == self.view.shape
-        return is_ordinary and fits and getattr(tensor, FITTED, (None,))[0] != self._identity(tensor)
+        return is_ordinary and fits and not self._fresh.is_fitted(tensor)
 
-    def fitted(self, key: str, tensor: Tensor, progress: Progress | None = None) -> Representation:
+    def fitted(self, key: str, tensor: Tensor, progress: Progress | None = None) -> Codec:
         """States fitted to a weight in the Euclidean metric; kept with the tensor."""
-        kind, settings = self._fresh
-        if self.needs_fit(tensor):
-            matrix = self.view.to_matrix(tensor.detach()).to(self.values.device)
-            try:
-                with one_thread():
-                    encoded = kind.fit(matrix, dict(settings), effort=self._effort, progress=progress)
-            except RiemError as error:
-                raise RiemError(f'{key}: {error}') from error
-            setattr(tensor, FITTED, (self._identity(tensor), encoded))
-        return getattr(tensor, FITTED)[1]
+        return self._fresh.fitted(key, tensor, self.view, self.values.device, progress)
 
     def initialise(self, weight: Tensor) -> None:
         """Hold random states of a weight with the mean and spread of ``weight``; if dense, that itself."""
-        kind, settings = self._fresh
         self._can_train_integers = True
-        if settings is None:
+        fresh = self._fresh
+        if fresh.is_dense:
             self.reset({DENSE: weight})
             return
         with torch.no_grad():
-            drawn = kind.random_states(self.view.matrix_shape, dict(settings))
-            current, wanted = kind.regenerate(drawn), self.view.to_matrix(weight)
-            spread = max(float(wanted.std(unbiased=False)), MIN_SPREAD)
-            gain = spread / max(float(current.std(unbiased=False)), 1e-12)
-            shift = float(wanted.mean()) - gain * float(current.mean())
-            states = kind.scaled_states(drawn, gain, shift)
+            states = fresh.drawn(self.view.to_matrix(weight))
             if self.materialize:
                 self.reset(states)
             else:
-                packed = kind.pack_states(states, settings)
+                packed = fresh.kind.live.pack_states(states, fresh.configuration)
                 self.reset({name: state[...].float() for name, state in packed.items()}, packed)
 
-    def encoded(self) -> Representation | None:
+    def encoded(self) -> Codec | None:
         """The states as they are written to a file; None for a weight that is held dense.
 
         Raises:
@@ -257,29 +238,27 @@ class WeightStates(nn.Module):
         kind = representation_of(self._shapes)
         if kind is None:
             return None
-        own, settings = self._fresh
         states = {name: value.detach().cpu() for name, value in self.states().items()}
         if not all(value.isfinite().all() for value in states.values()):
             raise RiemError(f'weight {self.view.name!r}: expected finite states, found NaN or infinite ones')
-        return kind.from_states(states, settings if own is kind else None, self.view.kernel_size)
+        configuration = self._fresh.configuration if self._fresh.kind is kind else None
+        return kind.live.from_states(states, configuration, self.view.kernel_size)
 
     def begin_draft(self) -> bool:
         """From now on give out one dense weight that may be written to; False where that is so already."""
         if self._draft is not None:
             return False
         with torch.no_grad():
-            weight = self._weight(self.states()).clone()
-        self._draft = (weight, weight.clone())
+            self._draft = Draft(self._weight(self.states()))
         return True
 
     def end_draft(self) -> None:
         """Regenerate the weight again; from fresh states if the draft was written to."""
         if self._draft is None:  # states were loaded meanwhile
             return
-        weight, before = self._draft
-        self._draft = None
-        if not torch.equal(weight, before):
-            self.initialise(weight)
+        draft, self._draft = self._draft, None
+        if draft.is_written:
+            self.initialise(draft.weight)
 
     def train(self, mode: bool = True) -> WeightStates:
         """Also forgets the kept weight, and packs or unpacks states.
@@ -316,15 +295,9 @@ class WeightStates(nn.Module):
     def _trained_and_fixed(self, names: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """The names of states, divided into those that are trained and those that are not."""
         kind = representation_of(names) if names else None
-        discrete = [name for name in names if kind and name in kind.integer_states]
+        discrete = [name for name in names if kind and name in kind.live.integer_states]
         others = [name for name in names if name not in discrete]
         return (discrete, others) if discrete and self.integers == STRAIGHT_THROUGH else (others, discrete)
-
-    def _identity(self, tensor: Tensor) -> tuple[Any, ...]:
-        """What a fit depends on."""
-        kind, settings = self._fresh
-        content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-        return kind.name, settings, self._effort, zlib.crc32(content)
 
     def _weight(self, states: Mapping[str, Tensor]) -> Tensor:
         kind = representation_of(states)
@@ -332,7 +305,7 @@ class WeightStates(nn.Module):
             weight = states[DENSE]
         else:
             with torch.autocast(self.values.device.type, enabled=False):
-                weight = self.view.from_matrix(kind.regenerate(_with_integers(kind, states)))
+                weight = self.view.from_matrix(kind.live.regenerate(with_integers(kind, states)))
         return weight.to(self.dtype)
 
     def _require_new_gradient(self) -> None:
@@ -356,11 +329,9 @@ class WeightStates(nn.Module):
             converted = fn(tensor)
             return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
 
-        unchanged = self._packed_at == self._state_versions()
+        before = self._state_versions()
         super()._apply(placed, recurse)
-        if self._packed is not None:
-            self._packed = _on_device(self._packed, self.values.device)
-            self._packed_at = self._state_versions() if unchanged else ()
+        self._packing.move(self.values.device, self._state_versions(), before)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -385,26 +356,21 @@ class WeightStates(nn.Module):
         try:
             if {name: tuple(value.shape) for name, value in found.items()} != self._shapes:
                 self._check(found)
-            self.reset(found, self._packed if self._has(found) else None)
+            self.reset(found, self._packing.states if self._has(found) else None)
         except RiemError as error:
             error_msgs.append(f'{prefix[:-1]}: {error}')
 
     def _has(self, states: Mapping[str, Tensor]) -> bool:
         """Whether the packed states are these."""
-        if self._packed is None or (not self._holds_packed and self._packed_at != self._state_versions()):
+        if not self._packing.alone and not self._packing.is_of(self._state_versions()):
             return False
         own = self.states()
         return set(own) == set(states) and all(torch.equal(own[name], value) for name, value in states.items())
 
     @torch.no_grad()
     def _check(self, states: Mapping[str, Tensor]) -> None:
-        sizes = ', '.join(f'{name} {tuple(value.shape)}' for name, value in states.items())
-        kind = representation_of(states)
-        try:
-            found = tuple(states[DENSE].shape if kind is None else kind.regenerate(_as_float(states)).shape)
-        except (RuntimeError, ValueError, IndexError, ArithmeticError) as error:
-            raise RiemError(f'expected states that belong together, found {sizes}') from error
-        expected = self.view.shape if kind is None else self.view.matrix_shape
+        found, sizes = shape_of(states), sizes_of(states)
+        expected = self.view.shape if set(states) == {DENSE} else self.view.matrix_shape
         if found != expected:
             raise RiemError(f'expected states of a weight {expected}, found those of one {found}: {sizes}')
 
@@ -415,36 +381,3 @@ class WeightStates(nn.Module):
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors]) if tensors else torch.empty(0)
-
-
-def _nearest_integers(values: Tensor) -> Tensor:
-    """Rounded; the gradient passes as if they were not."""
-    return values + (values.round() - values).detach() if values.requires_grad else values.round()
-
-
-def _with_integers(kind: type[Representation], states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {**states, **{name: _nearest_integers(states[name]) for name in kind.integer_states}}
-
-
-def _on_device(states: Mapping[str, State], device: torch.device) -> dict[str, State]:
-    return {name: state.to(device) for name, state in states.items()}
-
-
-def _as_float(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.float() for name, value in states.items()}
-
-
-def representation_of(names: Mapping[str, Any]) -> type[Representation] | None:
-    """The representation that has states of these names; None for a dense weight.
-
-    Raises:
-        RiemError: no representation has.
-    """
-    if set(names) == {DENSE}:
-        return None
-    for name in representation_names():
-        kind = get_representation(name)
-        if set(kind.state_names) == set(names):
-            return kind
-    known = ', '.join(representation_names())
-    raise RiemError(f'expected states of one of {known}, found {", ".join(sorted(names))}')

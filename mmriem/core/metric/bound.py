@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RiemError
-from ..representations.lattice.problem import checked_blocks, damped
-from ..representations.lattice.states import MetricBlocks
+from ..representations.checks import MetricBlocks, checked_blocks
+from ..representations.lattice.problem import damped
 
 SCALAR_LOSS = 0.5 * math.log2(math.pi * math.e / 6)
 """Bits by which a cubic lattice misses the bound at high rates: 0.2546."""

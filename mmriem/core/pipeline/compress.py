@@ -106,7 +106,7 @@ def compress(
     log = WorkLog(_efforts(settings, probe is not None), job.owners, on_progress, on_layer)
 
     metrics = measure(job, probe, log)
-    solve = solve_steps if settings.fit.kind.has_steps else solve_planned
+    solve = solve_steps if settings.fit.kind.stepper else solve_planned
     solution = solve(job, metrics, frame, log)
     if executor.workers.rank:
         tell_original(job, probe)
@@ -129,7 +129,7 @@ def with_defaults(settings: Settings, model: nn.Module, probe: Probe | None) -> 
     """
     budget, kind = settings.budget, settings.fit.kind
     is_default = not budget.is_given
-    if is_default and not (kind.has_steps and probe is not None):
+    if is_default and not (kind.stepper is not None and probe is not None):
         settings = settings.changed(ratio=DEFAULT_RATIO)
         is_default = False
     if budget.tolerance is not None and probe is None:
@@ -145,7 +145,7 @@ def with_defaults(settings: Settings, model: nn.Module, probe: Probe | None) -> 
 
 def _efforts(settings: Settings, has_images: bool) -> dict[str, float]:
     """What each stage roughly takes."""
-    has_steps, corrections = settings.fit.kind.has_steps, settings.corrections
+    has_steps, corrections = settings.fit.kind.stepper is not None, settings.corrections
     return {
         'images': 30 * has_images,
         'factor': 15 * has_steps,

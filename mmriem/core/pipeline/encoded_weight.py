@@ -6,50 +6,39 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor
 
 from ..execution.workers import join, split
 from ..file.archive import WeightRecord
 from ..file.dense import store
-from ..representations.base import Representation, get_representation
+from ..representations.base import Encoded
+from ..representations.registry import parsed
 from ..weights.views import WeightView
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A representation of which only the payload is here: it is parsed when it is needed, which may be never."""
+class Packed(Encoded):
+    """An encoded matrix of which only the payload is here: it is parsed when it is needed, which may be never."""
 
-    name: str
-    shape: tuple[int, int]
-    symbols: int
-    options: dict[str, Any]
-    payload: bytes
+    def __init__(
+        self, name: str, shape: tuple[int, int], symbols: int, settings: dict[str, Any], payload: bytes
+    ) -> None:
+        self.name, self.shape = name, shape
+        self._symbols, self._settings, self._payload = symbols, settings, payload
 
-    @classmethod
-    def of(cls, encoded: Encoded) -> Packed:
-        """Of any representation."""
-        return cls(encoded.name, tuple(encoded.shape), encoded.symbols, encoded.settings(), encoded.to_payload())
+    @property
+    def symbols(self) -> int:
+        return self._symbols
 
-    def settings(self) -> dict[str, Any]:
-        """As :meth:`Representation.settings`."""
-        return self.options
+    def settings_json(self) -> dict[str, Any]:
+        return self._settings
 
     def to_payload(self) -> bytes:
-        """As :meth:`Representation.to_payload`."""
-        return self.payload
+        return self._payload
 
-    def payload_bits(self) -> int:
-        """As :meth:`Representation.payload_bits`."""
-        return 8 * len(self.payload)
-
-    def unpack(self) -> Representation:
-        """The representation itself."""
-        return get_representation(self.name).from_payload(self.shape, self.options, self.payload)
-
-
-Encoded = Union[Representation, Packed]
+    def decode(self) -> Tensor:
+        return parsed(self).decode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +46,7 @@ class EncodedWeight:
     """One weight, encoded.
 
     Attributes:
-        encoded: its representation; None where it stays dense.
+        encoded: its matrix; None where it stays dense.
         distortion: in units of the pullback metric; None where that was not asked for.
         seconds: CPU time that it took.
         digest: SHA-256 of the decoded weight in hexadecimal; empty while it was not decoded.
@@ -74,7 +63,7 @@ class EncodedWeight:
 
     @classmethod
     def whole(
-        cls, view: WeightView, tensor: Tensor, encoded: Representation | None, distortion: float | None, seconds: float
+        cls, view: WeightView, tensor: Tensor, encoded: Encoded | None, distortion: float | None, seconds: float
     ) -> EncodedWeight:
         """With the digest of the decoded weight and its errors."""
         if encoded is None:
@@ -99,9 +88,13 @@ class EncodedWeight:
         fields = {key: value for key, value in vars(self).items() if key != 'encoded'}
         if self.encoded is None:
             return join([json.dumps(fields).encode()])
-        packed = Packed.of(self.encoded)
-        kind = {key: value for key, value in vars(packed).items() if key != 'payload'}
-        return join([json.dumps(fields).encode(), json.dumps(kind).encode(), packed.payload])
+        kind = {
+            'name': self.encoded.name,
+            'shape': self.encoded.shape,
+            'symbols': self.encoded.symbols,
+            'settings': self.encoded.settings_json(),
+        }
+        return join([json.dumps(fields).encode(), json.dumps(kind).encode(), self.encoded.to_payload()])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EncodedWeight:
@@ -122,11 +115,6 @@ def average_bits(weights: EncodedWeights, views: Sequence[WeightView], state_dic
     """Bits in the file for each element of these weights."""
     elements = sum(math.prod(view.shape) for view in views)
     return sum(weights[view.name].bits(view, state_dict[view.name]) for view in views) / elements
-
-
-def unpacked(encoded: Encoded) -> Representation:
-    """The representation itself."""
-    return encoded.unpack() if isinstance(encoded, Packed) else encoded
 
 
 def _errors(tensor: Tensor, decoded: Tensor) -> tuple[float, float | None]:

@@ -18,7 +18,7 @@ from ..file.derived import derive
 from ..file.vectors import find_vectors
 from ..images.probe import Probe
 from ..metric.metric import parts
-from ..representations.base import Representation
+from ..representations.registry import Representation
 from ..weights.views import WeightView, find_weights
 from .settings import Selection, Settings
 
@@ -132,9 +132,9 @@ def trainable(model: nn.Module, selection: Selection) -> tuple[str, ...]:
     return tuple(key for key in find_vectors(model, selection.include, selection.exclude) if key in parameters)
 
 
-def predicted_seconds(kind: type[Representation], view: WeightView) -> float:
-    """CPU seconds that the fit of a weight takes, see :meth:`Representation.fit_seconds`."""
-    return kind.fit_seconds(view.matrix_shape, [part.stop - part.start for part in parts(view.matrix_shape[1])])
+def predicted_seconds(kind: Representation, view: WeightView) -> float:
+    """CPU seconds that the fit of a weight takes, see :meth:`Costs.fit_seconds`."""
+    return kind.costs.fit_seconds(view.matrix_shape, [part.stop - part.start for part in parts(view.matrix_shape[1])])
 
 
 def numel(state_dict: Mapping[str, Tensor]) -> int:

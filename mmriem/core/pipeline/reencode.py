@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..file.manifest import Source
-from ..representations.base import Representation
+from ..representations.base import Codec
 from ..weights.soundness import require_sound
 from ..weights.views import every_weight
 from .archiving import Frame, archive_within
@@ -20,7 +20,7 @@ from .settings import Selection
 
 
 def reencode(
-    model: nn.Module, kept: Mapping[str, Representation], *, dataset_meta: Mapping[str, Any], source: Source
+    model: nn.Module, kept: Mapping[str, Codec], *, dataset_meta: Mapping[str, Any], source: Source
 ) -> Compressed:
     """Write weights in the representations that are given; everything else stays dense or is derived.
 

@@ -86,7 +86,7 @@ def _entry(view: WeightView, tensor: Tensor, weight: EncodedWeight | None) -> di
         'aliases': list(view.aliases),
         'shape': list(view.shape),
         'representation': encoded.name if encoded is not None else 'dense',
-        'settings': encoded.settings() if encoded is not None else {},
+        'settings': encoded.settings_json() if encoded is not None else {},
         'bits': bits,
         'bits_per_weight': bits / math.prod(view.shape),
         'relative_error': weight.relative_error,

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..budget.plan import target_bits
 from ..errors import RiemError, brief
-from ..representations.base import Representation, get_representation
+from ..representations.base import Fitter, Stepper
+from ..representations.registry import Representation, get_representation, representation_names
 from ..weights.views import DEFAULT_MIN_NUMEL
 
 __all__ = ['Budget', 'Corrections', 'FitOptions', 'Selection', 'Settings']
@@ -106,14 +107,26 @@ class FitOptions:
             raise RiemError(f'effort: expected a number above 0, found {self.effort}')
 
     @property
-    def kind(self) -> type[Representation]:
+    def kind(self) -> Representation:
         """The representation itself."""
         return get_representation(self.representation)
 
     @property
-    def of_states(self) -> dict[str, int]:
-        """Options of :meth:`Representation.configure`."""
-        return {'state_bits': self.state_bits, 'shifts': self.shifts, 'dmu': self.dmu}
+    def fitter(self) -> Fitter[Any, Any]:
+        """What fits a weight within its own bits, with those of the options that it has."""
+        return self.kind.fitter_with(**vars(self))
+
+    @property
+    def stepper(self) -> Stepper:
+        """What poses problems with a step, likewise.
+
+        Raises:
+            RiemError: the representation has no steps.
+        """
+        stepper = self.kind.stepper_with(**vars(self))
+        if stepper is None:
+            raise RiemError(f'representation: expected one with steps, {_with_steps()}, found {self.representation!r}')
+        return stepper
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,11 @@ class Corrections:
     def __post_init__(self) -> None:
         if (self.tuning or 0) < 0:
             raise RiemError(f'tuning: expected 0 (none) or a number of steps, found {self.tuning}')
+
+
+def _with_steps() -> str:
+    """Names of the representations that have steps."""
+    return ' or '.join(name for name in representation_names() if get_representation(name).stepper)
 
 
 _PARTS = {'budget': Budget, 'selection': Selection, 'fit': FitOptions, 'corrections': Corrections}
@@ -158,9 +176,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         tolerance = self.budget.tolerance
-        if tolerance is not None and not (self.fit.kind.has_steps and 0 < tolerance < math.inf):
+        if tolerance is not None and not (self.fit.kind.stepper and 0 < tolerance < math.inf):
             raise RiemError(
-                f'tolerance: expected a number above 0 with lattice, found {tolerance} with {self.fit.representation}'
+                f'tolerance: expected a number above 0 with {_with_steps()}, found {tolerance} '
+                f'with {self.fit.representation}'
             )
 
     @staticmethod

@@ -11,9 +11,10 @@ from ..budget.plan import Plan, allocate
 from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.tasks import Progress, Task, run_all
-from ..representations.base import Representation
+from ..representations.base import Codec
+from ..representations.registry import parsed
 from .archiving import Frame
-from .encoded_weight import EncodedWeight, EncodedWeights, unpacked
+from .encoded_weight import EncodedWeight, EncodedWeights
 from .job import Job
 from .measure import Metrics
 from .progress import OnProgress, WorkLog
@@ -73,7 +74,7 @@ def plan_weights(job: Job, frame: Frame) -> list[Plan]:
     fit = job.settings.fit
     dense = EncodedWeight(None)
     dense_bits = {view.name: dense.bits(view, job.state_dict[view.name]) for view in job.views}
-    return allocate(job.views, fit.kind, wanted - rest, fit.of_states, dense_bits)
+    return allocate(job.views, fit.fitter, wanted - rest, dense_bits)
 
 
 def run_weights(
@@ -94,7 +95,7 @@ def run_weights(
 def unpack(job: Job, weights: EncodedWeights, log: WorkLog) -> EncodedWeights:
     """The weights with representations that are parsed."""
     tasks = [
-        Task(name, job.costs[name], lambda _, weight=weight: replace(weight, encoded=unpacked(weight.encoded)))
+        Task(name, job.costs[name], lambda _, weight=weight: replace(weight, encoded=parsed(weight.encoded)))
         for name, weight in weights.items()
         if weight.encoded is not None
     ]
@@ -104,22 +105,19 @@ def unpack(job: Job, weights: EncodedWeights, log: WorkLog) -> EncodedWeights:
 
 def _fit(job: Job, metrics: Metrics, plan: Plan, progress: Progress) -> EncodedWeight:
     started = time.thread_time()
-    encoded = None if plan.settings is None else _represent(job, metrics, plan, progress)
+    encoded = None if plan.configuration is None else _represent(job, metrics, plan, progress)
     weight = EncodedWeight.whole(plan.view, job.state_dict[plan.view.name], encoded, None, 0.0)
     return replace(weight, seconds=time.thread_time() - started)
 
 
-def _represent(job: Job, metrics: Metrics, plan: Plan, progress: Progress) -> Representation:
+def _represent(job: Job, metrics: Metrics, plan: Plan, progress: Progress) -> Codec:
     fit, metric, matrix = job.settings.fit, metrics.take(plan.view.name), job.matrix(plan.view)
     try:
-        return fit.kind.fit(
+        return fit.fitter.fit(
             matrix,
-            plan.settings,
+            plan.configuration,
             input_metric=None if metric is None else metric.dense().to(job.device),
             output_weights=None if metric is None else metric.output_weights.to(matrix),
-            seed=fit.seed,
-            seeds=fit.seeds,
-            effort=fit.effort,
             progress=progress,
         )
     except RiemError as error:

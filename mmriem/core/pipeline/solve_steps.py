@@ -15,10 +15,11 @@ from ..budget.scale import CLOSE_ENOUGH, COARSEST, relative_steps, search
 from ..errors import Hopeless, RiemError
 from ..execution.tasks import Task
 from ..metric.metric import Metric
-from ..representations.base import StepProblem
+from ..representations.base import Encoded, StepProblem
+from ..representations.registry import parsed
 from ..weights.views import WeightView
 from .archiving import Frame
-from .encoded_weight import Encoded, EncodedWeight, EncodedWeights, average_bits, unpacked
+from .encoded_weight import EncodedWeight, EncodedWeights, average_bits
 from .job import Job
 from .measure import Metrics
 from .progress import OnProgress, WorkLog
@@ -60,7 +61,7 @@ def problem_of(view: WeightView, matrix: Any, metric: Metric | None, fit: FitOpt
     blocks, output_weights = (
         (None, None) if metric is None else (metric.blocks, metric.output_weights.to(matrix.device))
     )
-    return fit.kind.problem(matrix, blocks, output_weights, view.kernel_size, fit.trellis)
+    return fit.stepper.problem(matrix, blocks, output_weights, view.kernel_size)
 
 
 class Problems:
@@ -120,7 +121,7 @@ class Problems:
             cost = math.prod(view.shape) * view.matrix_shape[1]
             tasks.append(Task(view.name, cost, work, job.owners[view.name], f'solve {view.name} {step.hex()}'))
         fit = job.settings.fit
-        executor = replace(job.executor, threads=fit.kind.useful_threads(job.executor.threads, fit.trellis))
+        executor = replace(job.executor, threads=fit.stepper.useful_threads(job.executor.threads))
         counter = self._log.counter(len(job.own))
         with self._log.timed('solve'):
             return run_weights(executor, self._log, 'solve', tasks, next(self._turns), counter)
@@ -136,7 +137,7 @@ class Problems:
             tensor = job.state_dict[view.name]
             if _cost(view, weight.encoded) < weight.encoded.payload_bits():
                 return EncodedWeight.whole(view, tensor, None, None, 0.0)
-            written = EncodedWeight.whole(view, tensor, unpacked(weight.encoded), weight.distortion, 0.0)
+            written = EncodedWeight.whole(view, tensor, parsed(weight.encoded), weight.distortion, 0.0)
             return replace(written, seconds=time.thread_time() - started)
 
         job = self._job

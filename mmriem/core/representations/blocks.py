@@ -105,7 +105,7 @@ class Factor(NamedTuple):
         names: of the states that it is made of.
         outputs: number of its rows, from the states.
         blocks: its blocks from the states, of at most so many elements each; their columns, where these are
-            divided, in multiples of the last argument, the taps of a convolution's kernel.
+            divided, in multiples of the last argument, the kernel size.
         matrix: the part ``(rows, columns)`` from the states of a block, differentiable.
     """
 

@@ -1,4 +1,4 @@
-"""From one budget for the file to settings for each weight."""
+"""From one budget for the file to a configuration for each weight."""
 
 import math
 
@@ -16,7 +16,7 @@ from mmriem.core.budget.plan import (
     target_bits,
 )
 from mmriem.core.errors import RiemError
-from mmriem.core.representations.base import get_representation
+from mmriem.core.representations.registry import get_representation
 from mmriem.core.weights.views import WeightView
 
 # the weights of a ResNet-18 and a neck
@@ -47,12 +47,12 @@ def elements(views):
 
 def used(plans):
     """Bits of payloads, dense weights and records."""
-    represented = sum(plan.settings is not None for plan in plans)
+    represented = sum(plan.configuration is not None for plan in plans)
     return sum(plan.bits for plan in plans) + (MANIFEST_BITS + RECORD_BITS * represented if represented else 0)
 
 
 def plan(views, name, available, **options):
-    return allocate(views, get_representation(name), available, options)
+    return allocate(views, get_representation(name).fitter_with(**options), available)
 
 
 # ---- what the user asks for
@@ -102,7 +102,7 @@ def test_fixed_state_bits_are_kept(name, bits):
     views = views_of(*SHAPES)
     available = 0.19 * 32 * elements(views)
     plans = plan(views, name, available, state_bits=bits)
-    assert all(p.settings['state_bits'] == bits for p in plans)
+    assert all(p.configuration.state_bits == bits for p in plans)
     assert 0.99 * available <= used(plans) <= available
 
 
@@ -124,19 +124,19 @@ def test_every_weight_gets_about_the_same_rate(name):
 def test_the_budget_is_never_exceeded(shapes, rate, name, bits):
     views = views_of(*shapes)
     available = rate * elements(views)
-    kind = get_representation(name)
+    fitter = get_representation(name).fitter_with(state_bits=bits)
     try:
-        plans = allocate(views, kind, available, {'state_bits': bits})
+        plans = allocate(views, fitter, available)
     except RiemError as error:
         assert 'larger ratio or more bits' in str(error)
         return
     assert [p.view for p in plans] == views and used(plans) <= available
     for p in plans:
         as_dense = DENSE_BITS * math.prod(p.view.shape)
-        if p.settings is None:
+        if p.configuration is None:
             assert p.bits == as_dense
         else:
-            assert p.bits == kind.planned_bits(p.view.matrix_shape, p.settings)
+            assert p.bits == fitter.planned_bits(p.view.matrix_shape, p.configuration)
             assert p.bits + RECORD_BITS <= as_dense
 
 
@@ -154,20 +154,20 @@ def test_weights_with_few_neurons_stay_dense_while_they_are_a_small_part():
     cost = DENSE_BITS * sum(math.prod(shape) for shape in narrow)
     affordable = plan(views, 'sigmoid', 1.01 * cost / MAX_DENSE_SHARE)
     scarce = plan(views, 'sigmoid', 0.99 * cost / MAX_DENSE_SHARE)
-    assert [p.settings is None for p in affordable] == [False, True, True, True, False, False]
-    assert not any(p.settings is None for p in scarce)
+    assert [p.configuration is None for p in affordable] == [False, True, True, True, False, False]
+    assert not any(p.configuration is None for p in scarce)
 
 
 def test_narrow_weights_alone_are_represented():
     views = views_of((8, 400), (400, 8))
-    assert all(p.settings is not None for p in plan(views, 'bilinear', 8.0 * elements(views)))
+    assert all(p.configuration is not None for p in plan(views, 'bilinear', 8.0 * elements(views)))
 
 
 def test_a_weight_too_small_for_states_stays_dense():
     views = views_of((256, 256, 3, 3), (17, 17))
     large, small = plan(views, 'sigmoid', 2.0 * elements(views))
-    assert large.settings is not None
-    assert small.settings is None and small.bits == DENSE_BITS * 17 * 17
+    assert large.configuration is not None
+    assert small.configuration is None and small.bits == DENSE_BITS * 17 * 17
 
 
 @pytest.mark.parametrize('name', ['sigmoid', 'bilinear'])

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mmriem.core.budget.scale import CLOSE_ENOUGH, FINEST, TEMPER, TURNS, relative_steps, search, solve_all
+from mmriem.core.budget.scale import CLOSE_ENOUGH, FINEST, TEMPER, TURNS, relative_steps, search
 from mmriem.core.errors import RiemError
-from mmriem.core.representations.lattice.problem import DAMPING, Problem
+from mmriem.core.representations.lattice.problem import Problem
 
 
 def randn(*shape, seed=0):
@@ -158,22 +158,3 @@ def test_a_weight_without_a_metric_is_averagely_sensitive():
 def test_a_weight_of_zeros_has_a_step():
     steps = relative_steps({'zeros': Problem.of(torch.zeros(4, 5))}, {'zeros': True})
     assert 0 < steps['zeros'] < math.inf
-
-
-# ---- solutions
-
-
-def test_all_solutions_are_those_of_each_problem(monkeypatch):
-    problems = {f'{n}': Problem.of(randn(12, 4 + 3 * n, seed=n), torch.eye(4 + 3 * n)) for n in range(5)}
-    steps = {name: 0.1 * (1 + int(name)) for name in problems}
-    seen = []
-    found = [solve_all(problems, steps, 2.0, threads, lambda *args: seen.append(args)) for threads in (1, 3)]
-    assert list(found[0]) == list(found[1]) == list(problems)
-    for name, (lattice, distortion) in found[0].items():
-        expected, its_distortion = problems[name].solve(2 * steps[name])
-        assert lattice._payload is not None and lattice.to_payload() == expected.to_payload()
-        assert distortion == its_distortion
-        error = randn(12, 4 + 3 * int(name), seed=int(name)) - lattice.decode()
-        assert distortion == pytest.approx((1 + DAMPING) * float(error.square().sum()), rel=1e-4)
-        assert found[1][name][0].to_payload() == lattice.to_payload() and found[1][name][1] == distortion
-    assert {name for _, name in seen} == set(problems) and max(share for share, _ in seen) == pytest.approx(1.0)

@@ -41,9 +41,9 @@ def pattern(rows, columns):
     return values
 
 
-def check(symbols, period=1):
-    data = encode(symbols, period)
-    back = decode(data, symbols.shape, period)
+def check(symbols, kernel_size=1):
+    data = encode(symbols, kernel_size)
+    back = decode(data, symbols.shape, kernel_size)
     assert back.dtype == (np.int8 if np.abs(symbols.astype(np.int64)).max(initial=0) < DIRECT else np.int32)
     assert back.shape == symbols.shape
     assert np.array_equal(back, symbols)
@@ -62,20 +62,20 @@ def check(symbols, period=1):
     st.floats(0, 2),
     st.integers(0, 1000),
 )
-def test_every_matrix_comes_back(rows, channels, period, scale, spread, seed):
-    columns = channels * period
+def test_every_matrix_comes_back(rows, channels, kernel_size, scale, spread, seed):
+    columns = channels * kernel_size
     scales = (
         scale * log_normal(rows, 1, spread=spread, seed=seed) * log_normal(1, columns, spread=spread, seed=seed + 1)
     )
-    check(normal(rows, columns, scales, seed), period)
+    check(normal(rows, columns, scales, seed), kernel_size)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]))
-def test_every_integer_of_32_bits_comes_back(data, rows, channels, period):
-    size = rows * channels * period
+def test_every_integer_of_32_bits_comes_back(data, rows, channels, kernel_size):
+    size = rows * channels * kernel_size
     values = data.draw(st.lists(st.integers(INT32.min, INT32.max), min_size=size, max_size=size))
-    check(np.array(values, np.int64).reshape(rows, channels * period), period)
+    check(np.array(values, np.int64).reshape(rows, channels * kernel_size), kernel_size)
 
 
 @pytest.mark.parametrize('size', [15, 16, 17, 23, 24, 31, 32, 1000, 2**16, 2**30, INT32.max])
@@ -84,9 +84,9 @@ def test_integers_at_the_edges_of_the_tokens(size):
     check(np.stack([near, -near]))
 
 
-@pytest.mark.parametrize(('shape', 'period'), [((300, 1300), 1), ((130, 600 * 9), 9), ((3, 7 * 200), 200)])
-def test_matrices_of_many_tiles(shape, period):
-    check(normal(*shape, 0.6), period)
+@pytest.mark.parametrize(('shape', 'kernel_size'), [((300, 1300), 1), ((130, 600 * 9), 9), ((3, 7 * 200), 200)])
+def test_matrices_of_many_tiles(shape, kernel_size):
+    check(normal(*shape, 0.6), kernel_size)
 
 
 def test_types_and_layout_do_not_matter():
@@ -113,12 +113,12 @@ def test_zeros_take_one_byte(shape):
     assert len(encode(np.zeros(shape, np.int8))) == 1
 
 
-@pytest.mark.parametrize(('shape', 'period'), [((300, 1300), 1), ((64, 576), 9), ((0, 9), 9), ((1, 3), 1)])
+@pytest.mark.parametrize(('shape', 'kernel_size'), [((300, 1300), 1), ((64, 576), 9), ((0, 9), 9), ((1, 3), 1)])
 @pytest.mark.parametrize('scale', [0.6, 40.0])
-def test_lanes_hold_the_same_in_a_few_bytes_more(shape, period, scale):
+def test_lanes_hold_the_same_in_a_few_bytes_more(shape, kernel_size, scale):
     symbols = normal(*shape, scale)
-    dealt, plain = encode(symbols, period, LANES), encode(symbols, period)
-    assert np.array_equal(decode(dealt, shape, period, LANES), symbols)
+    dealt, plain = encode(symbols, kernel_size, LANES), encode(symbols, kernel_size)
+    assert np.array_equal(decode(dealt, shape, kernel_size, LANES), symbols)
     assert 0 < len(dealt) - len(plain) < 40
 
 
@@ -126,21 +126,21 @@ def test_lanes_hold_the_same_in_a_few_bytes_more(shape, period, scale):
 
 
 @pytest.mark.parametrize('scale', [0.4, 0.7, 1.5, 4.0])
-@pytest.mark.parametrize(('shape', 'period'), [((16, 144), 9), ((144, 48), 1), ((64, 576), 9), ((500, 600), 1)])
-def test_independent_symbols_take_their_entropy(shape, period, scale):
+@pytest.mark.parametrize(('shape', 'kernel_size'), [((16, 144), 9), ((144, 48), 1), ((64, 576), 9), ((500, 600), 1)])
+def test_independent_symbols_take_their_entropy(shape, kernel_size, scale):
     symbols = normal(*shape, scale)
-    assert len(check(symbols, period)) <= 1.02 * order_0_bytes(symbols) + 16
+    assert len(check(symbols, kernel_size)) <= 1.02 * order_0_bytes(symbols) + 16
 
 
 @pytest.mark.parametrize(('by_row', 'by_column'), [(0.8, 0.0), (0.0, 0.8), (0.8, 0.8)])
-@pytest.mark.parametrize(('shape', 'period'), [((64, 576), 9), ((64, 576), 1), ((200, 200), 1)])
-def test_scales_of_rows_and_columns_are_learnt(shape, period, by_row, by_column):
+@pytest.mark.parametrize(('shape', 'kernel_size'), [((64, 576), 9), ((64, 576), 1), ((200, 200), 1)])
+def test_scales_of_rows_and_columns_are_learnt(shape, kernel_size, by_row, by_column):
     rows, columns = shape
     scales = log_normal(rows, 1, spread=by_row, seed=1) * log_normal(1, columns, spread=by_column, seed=2)
     symbols = normal(rows, columns, 0.8 * scales)
     # the entropy of the rounded normal numbers is what it takes where all scales are known
     known = entropy_of_normal(0.8 * np.broadcast_to(scales, shape)).sum() / 8
-    size = len(check(symbols, period))
+    size = len(check(symbols, kernel_size))
     saved = order_0_bytes(symbols) - known
     assert known < size < order_0_bytes(symbols) - 0.6 * saved
 
@@ -161,9 +161,9 @@ def entropy_of_normal(scales):
 def test_scales_of_kernels_are_learnt():
     kernels = log_normal(64, 64, spread=1.0, seed=3).repeat(9, 1)
     symbols = normal(64, 576, 0.8 * kernels)
-    with_period, without = len(check(symbols, 9)), len(check(symbols, 1))
-    assert with_period < 0.95 * order_0_bytes(symbols)
-    assert with_period < 0.95 * without
+    with_kernels, without = len(check(symbols, 9)), len(check(symbols, 1))
+    assert with_kernels < 0.95 * order_0_bytes(symbols)
+    assert with_kernels < 0.95 * without
 
 
 def test_scales_of_taps_are_learnt_in_a_small_matrix():
@@ -217,12 +217,12 @@ def test_other_numbers_are_not_coded(bad):
         encode_vector(np.array(bad[0]))
 
 
-@pytest.mark.parametrize(('shape', 'period'), [((4, 10), 3), ((4,), 1), ((2, 2, 2), 1), ((4, 4), 0)])
-def test_shapes_that_no_matrix_has(shape, period):
+@pytest.mark.parametrize(('shape', 'kernel_size'), [((4, 10), 3), ((4,), 1), ((2, 2, 2), 1), ((4, 4), 0)])
+def test_shapes_that_no_matrix_has(shape, kernel_size):
     with pytest.raises(RiemError, match='rows and columns'):
-        encode(np.zeros(shape, np.int8), period)
+        encode(np.zeros(shape, np.int8), kernel_size)
     with pytest.raises(RiemError, match='rows and columns'):
-        decode(b'\1', shape, period)
+        decode(b'\1', shape, kernel_size)
 
 
 @pytest.mark.parametrize(('data', 'match'), [(b'123', '12 bytes'), (b'\xff' * 40, 'bytes and more')])
@@ -263,15 +263,17 @@ def test_trailing_zeros():
         decode_vector(encode_vector(symbols[0]) + b'\0', 90)
 
 
-@pytest.mark.parametrize(('shape', 'period'), [((29, 90), 9), ((30, 99), 9), ((30, 90), 1), ((90, 30), 3), ((0, 0), 1)])
-def test_another_shape(shape, period):
+@pytest.mark.parametrize(
+    ('shape', 'kernel_size'), [((29, 90), 9), ((30, 99), 9), ((30, 90), 1), ((90, 30), 3), ((0, 0), 1)]
+)
+def test_another_shape(shape, kernel_size):
     with pytest.raises(RiemError, match='expected'):
-        decode(encode(normal(30, 90, 0.8), 9), shape, period)
+        decode(encode(normal(30, 90, 0.8), 9), shape, kernel_size)
 
 
-def matrix_or_error(data, shape, period):
+def matrix_or_error(data, shape, kernel_size):
     try:
-        back = decode(data, shape, period)
+        back = decode(data, shape, kernel_size)
     except RiemError as error:
         assert 'expected' in str(error) and 'found' in str(error)
         return False
@@ -281,8 +283,8 @@ def matrix_or_error(data, shape, period):
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 20), st.integers(0, 8), st.sampled_from([1, 2, 9, 300]))
-def test_random_bytes(data, rows, channels, period):
-    matrix_or_error(data, (rows, channels * period), period)
+def test_random_bytes(data, rows, channels, kernel_size):
+    matrix_or_error(data, (rows, channels * kernel_size), kernel_size)
     try:
         back = decode_vector(data, rows)
     except RiemError:

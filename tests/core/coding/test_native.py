@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmriem.core.coding import context, entropy, native, paths, streams
+from mmriem.core.coding import context, entropy, native, streams, trellis
 from mmriem.core.coding.entropy import decode, decode_vector, encode, encode_vector
 from mmriem.core.coding.streams import LANES
+from mmriem.core.coding.trellis import magnitudes_of
 from mmriem.core.errors import RiemError
 
 INT32 = np.iinfo(np.int32)
@@ -35,7 +36,7 @@ def same(work):
 
 def test_the_format_is_that_of_python():
     compiled = dict(native.module.FORMAT)
-    assert compiled.pop('NEXT') == paths.NEXT.tobytes()
+    assert compiled.pop('NEXT') == trellis.NEXT.tobytes()
     assert compiled == {name: {**vars(context), **vars(streams)}[name] for name in compiled}
 
 
@@ -55,28 +56,29 @@ def symbols_of(rows, columns, scale, spread=0.5, seed=0):
     st.sampled_from([1, LANES]),
     st.integers(0, 1000),
 )
-def test_matrices(rows, channels, period, scale, spread, lanes, seed):
-    symbols = symbols_of(rows, channels * period, scale, spread, seed)
-    data = encode(symbols, period, lanes)
-    found = same(lambda: decode(data, symbols.shape, period, lanes))
+def test_matrices(rows, channels, kernel_size, scale, spread, lanes, seed):
+    symbols = symbols_of(rows, channels * kernel_size, scale, spread, seed)
+    data = encode(symbols, kernel_size, lanes)
+    found = same(lambda: decode(data, symbols.shape, kernel_size, lanes))
     assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
 
 
 @pytest.mark.parametrize('lanes', [1, LANES])
 @pytest.mark.parametrize(
-    ('shape', 'period'), [((1000, 700), 1), ((130, 800 * 9), 9), ((2, 3 * 3000), 3000), ((700, 200), 1), ((1, 9000), 1)]
+    ('shape', 'kernel_size'),
+    [((1000, 700), 1), ((130, 800 * 9), 9), ((2, 3 * 3000), 3000), ((700, 200), 1), ((1, 9000), 1)],
 )
-def test_matrices_of_many_tiles(shape, period, lanes):
+def test_matrices_of_many_tiles(shape, kernel_size, lanes):
     symbols = symbols_of(*shape, 0.8)
-    data = encode(symbols, period, lanes)
-    found = same(lambda: decode(data, shape, period, lanes))
+    data = encode(symbols, kernel_size, lanes)
+    found = same(lambda: decode(data, shape, kernel_size, lanes))
     assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
 
 
 def path(rows, columns, scale, seed=0):
     """Integers that follow a trellis."""
-    halves = np.abs(symbols_of(rows, columns, scale, 0.3, seed)).astype(np.int64)
-    return paths.sizes(halves) * np.where(symbols_of(rows, columns, 1.0, 0.0, seed + 1) < 0, -1, 1)
+    indices = np.abs(symbols_of(rows, columns, scale, 0.3, seed)).astype(np.int64)
+    return magnitudes_of(indices) * np.where(symbols_of(rows, columns, 1.0, 0.0, seed + 1) < 0, -1, 1)
 
 
 @settings(max_examples=100, deadline=None)
@@ -88,17 +90,17 @@ def path(rows, columns, scale, seed=0):
     st.sampled_from([1, LANES]),
     st.integers(0, 1000),
 )
-def test_matrices_along_a_trellis(rows, channels, period, scale, lanes, seed):
-    symbols = path(rows, channels * period, scale, seed)
-    data = encode(symbols, period, lanes, True)
-    found = same(lambda: decode(data, symbols.shape, period, lanes, True))
+def test_matrices_along_a_trellis(rows, channels, kernel_size, scale, lanes, seed):
+    symbols = path(rows, channels * kernel_size, scale, seed)
+    data = encode(symbols, kernel_size, lanes, True)
+    found = same(lambda: decode(data, symbols.shape, kernel_size, lanes, True))
     assert np.array_equal(np.frombuffer(found[2], found[0]), symbols.reshape(-1))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 30), st.integers(0, 8), st.sampled_from([1, 9]))
-def test_random_bytes_along_a_trellis(data, rows, channels, period):
-    same(lambda: decode(data, (rows, channels * period), period, 1, True))
+def test_random_bytes_along_a_trellis(data, rows, channels, kernel_size):
+    same(lambda: decode(data, (rows, channels * kernel_size), kernel_size, 1, True))
 
 
 @pytest.mark.parametrize('scale', [0.8, 300.0])
@@ -129,23 +131,25 @@ def test_vectors(count, spread, smooth, offset, seed):
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 30), st.integers(0, 8), st.sampled_from([1, 2, 9, 300]), st.booleans())
-def test_random_bytes(data, rows, channels, period, dealt):
+def test_random_bytes(data, rows, channels, kernel_size, dealt):
     if dealt and len(data) > 8:
         third = (len(data) // 4).to_bytes(4, 'little')
         data = third * 3 + data
-    same(lambda: decode(data, (rows, channels * period), period, LANES if dealt else 1))
+    same(lambda: decode(data, (rows, channels * kernel_size), kernel_size, LANES if dealt else 1))
     same(lambda: decode_vector(data, rows))
 
 
-@pytest.mark.parametrize(('scale', 'period', 'lanes'), [(0.8, 9, 1), (300.0, 9, 1), (0.8, 1, LANES), (300.0, 9, LANES)])
-def test_every_flipped_bit(scale, period, lanes):
+@pytest.mark.parametrize(
+    ('scale', 'kernel_size', 'lanes'), [(0.8, 9, 1), (300.0, 9, 1), (0.8, 1, LANES), (300.0, 9, LANES)]
+)
+def test_every_flipped_bit(scale, kernel_size, lanes):
     symbols = symbols_of(5, 18, scale)
-    data = encode(symbols, period, lanes)
+    data = encode(symbols, kernel_size, lanes)
     errors = set()
     for at in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[at // 8] ^= 1 << at % 8
-        found = same(lambda flipped=bytes(flipped): decode(flipped, symbols.shape, period, lanes))
+        found = same(lambda flipped=bytes(flipped): decode(flipped, symbols.shape, kernel_size, lanes))
         errors |= {found.split(',')[0]} if isinstance(found, str) else set()
     assert len(errors) >= 3
 
@@ -173,9 +177,9 @@ TABLES = np.zeros((context.CLASSES, context.TOKENS)), np.zeros(len(context.SHRIN
 
 @pytest.mark.parametrize('sizes', [(16, 4, 5, 1), (20, 4, 5, 2), (20, -4, -5, 1), (20, 4, 5, 0)])
 def test_buffers_of_other_sizes_are_refused(sizes):
-    count, rows, columns, period = sizes
+    count, rows, columns, kernel_size = sizes
     with pytest.raises(ValueError, match='other sizes'):
-        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, period, False, *TABLES)
+        native.module.matrix((b'\1',), np.empty(count, np.int8), rows, columns, kernel_size, False, *TABLES)
 
 
 def test_tables_of_other_sizes_and_other_numbers_of_streams_are_refused():

@@ -22,7 +22,7 @@ from mmriem.core.images.synthesis import synthesise
 from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.job import predicted_seconds
 from mmriem.core.pipeline.settings import Settings
-from mmriem.core.representations.base import get_representation
+from mmriem.core.representations.registry import get_representation
 from mmriem.core.weights.views import WeightView
 
 

@@ -25,7 +25,7 @@ from mmriem.core.file.frame import pack
 from mmriem.core.file.limits import VARIABLE
 from mmriem.core.file.manifest import Manifest, Source, WeightEntry, compress_manifest
 from mmriem.core.file.reading import from_bytes, read
-from mmriem.core.representations.base import get_representation, representation_names
+from mmriem.core.representations.registry import get_representation, representation_names
 from mmriem.core.weights.views import WeightView
 
 ZEROS = struct.pack('<fII', 1.0, 0, 0) + entropy.encode(np.zeros((2, 2), np.int32))
@@ -59,7 +59,7 @@ def weight(shape, kind='lattice', settings=None, payload=ZEROS, name='w', symbol
     settings = {'period': 1} if settings is None else settings
     view = WeightView(name, shape)
     if symbols is None:
-        symbols = get_representation(kind).demand(view.matrix_shape, settings).symbols
+        symbols = get_representation(kind).codec.record_demand(view.matrix_shape, settings).symbols
     return WeightEntry(view, kind, settings, symbols, len(payload), digest(payload), bytes(32)), payload
 
 
@@ -149,7 +149,7 @@ def test_loading_compares_with_the_model_before_it_parses_a_payload(tmp_path, mo
         raise AssertionError('a payload was parsed')
 
     for name in representation_names():
-        monkeypatch.setattr(get_representation(name), 'from_payload', never)
+        monkeypatch.setattr(get_representation(name).codec, 'from_payload', never)
     path = tmp_path / 'other.riem'
     path.write_bytes(
         made(
@@ -171,10 +171,10 @@ def test_loading_compares_with_the_model_before_it_parses_a_payload(tmp_path, mo
 def test_symbols_and_bytes_are_compared_before_a_payload_is_parsed(kind, settings, size, monkeypatch):
     shape = (4, 4)
     settings = settings or dict(dq=1, dmu=2, shifts=6, row_blocks=1, col_blocks=1, state_bits=4)
-    demand = get_representation(kind).demand(shape, settings)
+    demand = get_representation(kind).codec.record_demand(shape, settings)
     size = size or demand.least
     assert demand.least <= size <= demand.most
-    monkeypatch.setattr(get_representation(kind), 'from_payload', lambda *_: pytest.fail('a payload was parsed'))
+    monkeypatch.setattr(get_representation(kind).codec, 'from_payload', lambda *_: pytest.fail('a payload was parsed'))
     wrong = made([weight(shape, kind, settings, bytes(size), symbols=demand.symbols + 1)])
     refused(wrong, f'expected {demand.symbols} symbols by shape and settings, found {demand.symbols + 1}')
     for other in (demand.least - 1, demand.most + 1):
@@ -183,7 +183,7 @@ def test_symbols_and_bytes_are_compared_before_a_payload_is_parsed(kind, setting
 
 def sigmoid(shape, **settings):
     settings = {**dict(dq=1, dmu=1, shifts=1, row_blocks=1, col_blocks=1, state_bits=2), **settings}
-    size = get_representation('sigmoid').demand(shape, settings).least
+    size = get_representation('sigmoid').codec.record_demand(shape, settings).least
     return weight(shape, 'sigmoid', settings, bytes(size))
 
 
@@ -255,7 +255,7 @@ def test_a_writer_verifies_files_that_only_the_model_allows(tmp_path):
     shape = (3000, 3000)
     whole = archives.WeightRecord(
         WeightView('w', shape),
-        type(record.encoded)(np.zeros(shape, np.int8), 1.0, np.zeros(3000, np.int32), np.zeros(3000, np.int32), 1),
+        type(record.encoded).of(np.zeros(shape, np.int8), 1.0, np.zeros(3000, np.int32), np.zeros(3000, np.int32)),
     )
     big = archives.Archive.from_state_dict(
         {'w': torch.zeros(shape)}, [whole], dataset_meta={}, source=Source('x', ''), settings={}

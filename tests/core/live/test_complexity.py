@@ -34,9 +34,13 @@ class Net(nn.Module):
 
 
 def encoded(name, shape, **options):
-    kind = get_representation(name)
+    fitter = get_representation(name).fitter_with(effort=0.01, **options)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return kind.fit(weight, kind.configure(shape, 6.0 * weight.numel(), **options), effort=0.01)
+    return fitter.fit(weight, fitter.configure(shape, 6.0 * weight.numel()))
+
+
+def costs_of(encoded):
+    return get_representation(encoded.name).costs
 
 
 def test_multiply_adds_of_each_weight():
@@ -60,21 +64,21 @@ def test_multiply_adds_of_each_weight():
 
 def test_work_of_the_representations():
     low_rank = encoded('bilinear', (40, 60), rank=7, state_bits=5)
-    assert low_rank.regeneration((40, 60), low_rank.settings()) == [Work(40 * 60 * 7, (5, 5))]
-    assert flops(low_rank.product(11, 8)) == 11 * 7 * (40 + 60)
-    assert bops(low_rank.product(11, 8)) == 11 * 7 * (40 + 60) * 5 * 8
-    assert flops(low_rank.product(11, 8, grouped=True)) == 40 * 60 * 7 + 11 * 40 * 60
+    assert costs_of(low_rank).regeneration((40, 60), low_rank.settings) == [Work(40 * 60 * 7, (5, 5))]
+    assert flops(costs_of(low_rank).product(low_rank, 11, 8)) == 11 * 7 * (40 + 60)
+    assert bops(costs_of(low_rank).product(low_rank, 11, 8)) == 11 * 7 * (40 + 60) * 5 * 8
+    assert flops(costs_of(low_rank).product(low_rank, 11, 8, grouped=True)) == 40 * 60 * 7 + 11 * 40 * 60
 
     paper = encoded('sigmoid', (40, 60), dq=6, dmu=2, row_blocks=2, col_blocks=1, state_bits=8)
     states, units = 40 + 2 * 60, 6 * 2
     making = [Work(states * 6 * units, (8, 8)), Work(2 * 40 * 60 * units, (32, 32))]
-    assert paper.regeneration((40, 60), paper.settings()) == making
-    assert flops(paper.product(11, 8)) == flops(making) + 11 * 40 * 60
+    assert costs_of(paper).regeneration((40, 60), paper.settings) == making
+    assert flops(costs_of(paper).product(paper, 11, 8)) == flops(making) + 11 * 40 * 60
 
     lattice = encoded('lattice', (40, 60))
     bits = math.ceil(math.log2(int(abs(lattice.codes).max()) + 1)) + 1
-    assert lattice.product_bits == bits
-    assert bops(lattice.product(11, 8)) == 2 * 40 * 60 * 32 * 32 + 11 * 40 * 60 * bits * 8
+    assert costs_of(lattice).product_bits(lattice) == bits
+    assert bops(costs_of(lattice).product(lattice, 11, 8)) == 2 * 40 * 60 * 32 * 32 + 11 * 40 * 60 * bits * 8
 
 
 @pytest.fixture(scope='module')
@@ -92,10 +96,11 @@ def test_the_report_of_a_network(report):
     assert [entry['representation'] for entry in found['weights']] == ['bilinear', 'bilinear', 'dense']
     assert conv['flops']['dense'] == conv['flops']['product'] == 24 * 4 * 9 * 16
     assert first['bytes'] == records[1].encoded.payload_bits() / 8 and last['bytes'] == 4 * 32 * 20
-    making, rank = records[0].encoded.regeneration((24, 36), records[0].encoded.settings())[0].count, 24 * 36
+    (work,) = costs_of(records[0].encoded).regeneration((24, 36), records[0].encoded.settings)
+    making, rank = work.count, 24 * 36
     assert conv['flops']['regeneration'] == making and making % rank == 0
     assert conv['flops']['matrix_free'] == making + 24 * 4 * 9 * 16  # grouped
-    rank = records[1].encoded.settings()['rank']
+    rank = records[1].encoded.settings.rank
     assert first['flops']['matrix_free'] == 24 * rank * (32 + 16)
     assert first['bops']['matrix_free'] == 24 * rank * (32 + 16) * 8 * 8
     assert last['flops'] == {'dense': 24 * 640, 'regeneration': 0, 'product': 24 * 640, 'matrix_free': 24 * 640}

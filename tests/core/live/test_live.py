@@ -171,7 +171,7 @@ def test_training_the_states_lowers_the_loss(representation, integers):
     states = net.head.riem.weight.states()
     if representation == 'lattice':
         nearest = {**states, 'z': states['z'].round()}
-        assert torch.equal(net.head.weight, get_representation('lattice').regenerate(nearest))
+        assert torch.equal(net.head.weight, get_representation('lattice').live.regenerate(nearest))
         assert all(parameter.numel() < 4000 for parameter in net.parameters()) or integers == 'straight_through'
 
 
@@ -214,7 +214,7 @@ def test_a_file_brings_its_own_states(archive, representation, ratio):
 
 def test_integers_of_a_trellis_are_not_trained():
     weight = torch.randn(32, 48, generator=torch.Generator().manual_seed(3))
-    made, _ = Problem.of(weight, with_trellis=True).solve(0.9)
+    made, _ = Problem.of(weight, trellis=True).solve(0.9)
     for integers in INTEGERS:
         net = nn.Sequential(RieMLinear(48, 32, representation='lattice', bits=4, integers=integers))
         carrier = made.decode()
@@ -561,8 +561,8 @@ def test_layers_take_the_arguments_of_the_ordinary_ones():
     assert conv(torch.zeros(1, 16, 9, 9)).shape == (1, 64, 5, 5)
     assert conv.weight.shape == (64, 8, 3, 3)
     torch.testing.assert_close(conv.weight.std().item(), (2 / (64 * 9)) ** 0.5, rtol=0.05, atol=0)
-    kind = get_representation('bilinear')
-    rank = kind.configure((64, 72), 32 * 0.4 * 64 * 72, state_bits=8)['rank']
+    fitter = get_representation('bilinear').fitter_with(state_bits=8)
+    rank = fitter.configure((64, 72), 32 * 0.4 * 64 * 72).rank
     eight = RieMConv2d(16, 64, 3, groups=2, representation='bilinear', ratio=0.4, state_bits=8)
     assert eight.state_dict()['riem.weight.q'].shape == (64, rank)
     assert 'weight' in RieMConv2d(3, 4, 3).state_dict()  # too small to bother
@@ -660,5 +660,5 @@ def test_trained_states_are_encoded(representation):
         encoded = states.encoded()
         weight = states.view.to_matrix(net.get_parameter(name)).detach()
         assert (encoded.decode() - weight).norm() < 0.03 * weight.norm()
-        again = type(encoded).from_payload(encoded.shape, encoded.settings(), encoded.to_payload())
+        again = type(encoded).from_payload(encoded.shape, encoded.settings, encoded.to_payload())
         assert torch.equal(again.decode(), encoded.decode())

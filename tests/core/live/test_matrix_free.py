@@ -18,8 +18,8 @@ from mmriem.core.file.manifest import Source
 from mmriem.core.live import matrix_free
 from mmriem.core.live.convert import make_dense, make_live
 from mmriem.core.live.layers import RieMLinear
-from mmriem.core.live.matrix_free import UnmadeWeight
 from mmriem.core.live.states import WeightStates
+from mmriem.core.live.unmade import UnmadeWeight
 from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.settings import Settings
 from mmriem.core.representations.blocks import EVERYTHING, PackedTensor, spans
@@ -41,11 +41,13 @@ CONVOLUTIONS = {
 @functools.cache
 def encode(name, shape, seed=0):
     """A fit of no quality; two or more tiles where it is a sigmoid."""
-    kind = get_representation(name)
+    fitter = get_representation(name).fitter_with(row_blocks=3, col_blocks=2, effort=0.01)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    options = dict(row_blocks=3, col_blocks=2) if name == 'sigmoid' else {}
-    settings = kind.configure(shape, 6.0 * weight.numel(), **options)
-    return kind.fit(weight, settings, effort=0.01)
+    return fitter.fit(weight, fitter.configure(shape, 6.0 * weight.numel()))
+
+
+def live_of(encoded):
+    return get_representation(encoded.name).live
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +76,9 @@ def gradients(y, of):
 @pytest.mark.parametrize('name', REPRESENTATIONS)
 def test_linear_is_the_dense_product(name, packed):
     encoded = encode(name, (70, 110))
-    states = encoded.packed_states() if packed else encoded.states()
+    states = live_of(encoded).packed_states(encoded) if packed else encoded.states()
     for x in (inputs(110), inputs(3, 5, 110), inputs(0, 110)):
-        y = matrix_free.linear(x, type(encoded).factors(), states, torch.float32)
+        y = matrix_free.linear(x, live_of(encoded).factors(), states, torch.float32)
         torch.testing.assert_close(y, F.linear(x, encoded.decode()), **CLOSE)
 
 
@@ -86,9 +88,9 @@ def test_conv2d_is_the_dense_convolution(name, case):
     shape, how = CONVOLUTIONS[case]
     groups = how.get('groups', 1)
     encoded = encode(name, (shape[0], shape[1] * shape[2] * shape[3]))
-    for states in (encoded.states(), encoded.packed_states()):
+    for states in (encoded.states(), live_of(encoded).packed_states(encoded)):
         for x in (inputs(2, shape[1] * groups, 9, 7), inputs(shape[1] * groups, 5, 6)):
-            y = matrix_free.conv2d(x, type(encoded).factors(groups > 1), states, torch.float32, shape, **how)
+            y = matrix_free.conv2d(x, live_of(encoded).factors(groups > 1), states, torch.float32, shape, **how)
             torch.testing.assert_close(y, F.conv2d(x, encoded.decode().view(shape), **how), **CLOSE)
 
 
@@ -101,7 +103,7 @@ def test_gradients_are_those_of_the_regenerated_weight(name, case):
         shape, how = CONVOLUTIONS[case]
         x = inputs(2, shape[1] * how.get('groups', 1), 6, 5)
     encoded = encode(name, (shape[0], int(np.prod(shape[1:]))))
-    kind, states = type(encoded), trained(encoded)
+    kind, states = live_of(encoded), trained(encoded)
     x.requires_grad_()
     factors, weight = kind.factors('groups' in how), kind.regenerate(states).view(shape)
     if case:
@@ -116,8 +118,8 @@ def test_gradients_are_those_of_the_regenerated_weight(name, case):
 @pytest.mark.parametrize('name', REPRESENTATIONS)
 def test_gradients_of_inputs_alone_and_of_some_states(name):
     encoded = encode(name, (30, 50))
-    kind, x = type(encoded), inputs(4, 50).requires_grad_()
-    y = matrix_free.linear(x, kind.factors(), encoded.packed_states(), torch.float32)
+    kind, x = live_of(encoded), inputs(4, 50).requires_grad_()
+    y = matrix_free.linear(x, kind.factors(), live_of(encoded).packed_states(encoded), torch.float32)
     torch.testing.assert_close(gradients(y, x)[0], inputs(*y.shape, seed=2) @ encoded.decode(), **CLOSE)
     states, last = encoded.states(), kind.state_names[-1]
     states[last] = states[last].clone().requires_grad_()
@@ -132,12 +134,13 @@ def test_autocast_and_half_precision(name):
     x, states = inputs(4, 50), trained(encoded)
     expected = F.linear(x, encoded.decode())
     with torch.autocast('cpu', torch.bfloat16):
-        y = matrix_free.linear(x, type(encoded).factors(), states, torch.float32)
+        y = matrix_free.linear(x, live_of(encoded).factors(), states, torch.float32)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), expected, rtol=0.03, atol=0.2)
     y.sum().backward()
     assert all(state.grad.dtype == torch.float32 for state in states.values())
-    half = matrix_free.linear(x.half(), type(encoded).factors(), encoded.packed_states(), torch.float16)
+    live = live_of(encoded)
+    half = matrix_free.linear(x.half(), live.factors(), live.packed_states(encoded), torch.float16)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), expected, rtol=0.01, atol=0.05)
 
@@ -145,7 +148,7 @@ def test_autocast_and_half_precision(name):
 def test_second_derivatives_are_refused():
     encoded = encode('bilinear', (30, 50))
     x = inputs(4, 50).requires_grad_()
-    y = matrix_free.linear(x, type(encoded).factors(), encoded.states(), torch.float32)
+    y = matrix_free.linear(x, live_of(encoded).factors(), encoded.states(), torch.float32)
     (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         gradient.sum().backward()
@@ -159,20 +162,20 @@ def test_second_derivatives_are_refused():
 def test_blocks_are_consecutive_rows_of_bounded_size(name, most):
     encoded = encode(name, (70, 110))
     weight, at = encoded.decode(), 0
-    for states in (encoded.states(), encoded.packed_states()):
+    for states in (encoded.states(), live_of(encoded).packed_states(encoded)):
         at = 0
-        for block in encoded.blocks(states, most):
+        for block in live_of(encoded).blocks(states, most):
             assert block.inputs == EVERYTHING and block.outputs.start == at
-            made = encoded.regenerate(block.states)
+            made = live_of(encoded).regenerate(block.states)
             torch.testing.assert_close(made, weight[block.outputs], **CLOSE)
             assert made.numel() <= max(most, 110)
             at = block.outputs.stop
-        assert at == encoded.rows(states) == 70
+        assert at == live_of(encoded).rows(states) == 70
 
 
 def test_the_input_side_of_a_low_rank_weight_is_divided_between_channels():
     encoded = encode('bilinear', (24, 20 * 9))
-    blocks = list(type(encoded).factors()[0].blocks(encoded.states(), 300, 9))
+    blocks = list(live_of(encoded).factors()[0].blocks(encoded.states(), 300, 9))
     assert len(blocks) > 2 and all(block.inputs.start % 9 == 0 for block in blocks)
     assert sum(len(block.states['p']) for block in blocks) == 180
 
@@ -200,7 +203,7 @@ def test_packed_states_are_those_of_the_grid(bits, columns, rows, seed):
 @pytest.mark.parametrize('name', REPRESENTATIONS)
 def test_packed_states_have_the_values_of_the_others_in_fewer_bytes(name):
     encoded = encode(name, (70, 110))
-    states, packed = encoded.states(), encoded.packed_states()
+    states, packed = encoded.states(), live_of(encoded).packed_states(encoded)
     assert set(states) == set(packed)
     for key, state in states.items():
         assert tuple(packed[key].shape) == tuple(state.shape)
@@ -213,9 +216,9 @@ def test_a_lattice_of_large_integers_is_held_in_wider_ones():
     fitted = encode('lattice', (20, 30))
     for factor, dtype in ((1, torch.int8), (100, torch.int16), (10**6, torch.int32)):
         codes = fitted.codes.clip(-2, 2) * factor + factor
-        wider = type(fitted)(codes.astype(np.int32), 1.0, np.zeros(20, np.int32), np.zeros(30, np.int32), 1)
-        assert wider.packed_states()['z'].dtype == dtype
-        assert np.array_equal(wider.packed_states()['z'].numpy(), codes)
+        wider = type(fitted).of(codes.astype(np.int32), 1.0, np.zeros(20, np.int32), np.zeros(30, np.int32))
+        assert live_of(wider).packed_states(wider)['z'].dtype == dtype
+        assert np.array_equal(live_of(wider).packed_states(wider)['z'].numpy(), codes)
 
 
 # ---- a weight that is not there ----
@@ -229,7 +232,7 @@ class Made:
         self.encoded = encode('bilinear', (shape[0], int(np.prod(shape[1:]))))
 
     def factors(self, grouped):
-        return type(self.encoded).factors(grouped), self.encoded.packed_states()
+        return live_of(self.encoded).factors(grouped), live_of(self.encoded).packed_states(self.encoded)
 
     def made(self):
         self.count += 1

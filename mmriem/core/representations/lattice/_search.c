@@ -1,4 +1,4 @@
-/* What trellis.py does to find integers, and representation.py to make weights of them, compiled: the same numbers.
+/* What trellis_search.py does to find integers, and codec.py to make weights of them, compiled: the same numbers.
 
 They are the specification. Every float here is one IEEE operation of its own, in the order that it has there, so
 it must be compiled without contraction of products and sums (-ffp-contract=off). */

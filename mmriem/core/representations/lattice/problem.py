@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...coding.exact import powers_of_two
 from ...errors import RiemError
-from ..base import check_weight
-from . import trellis
-from .representation import Lattice
-from .states import MAX_SYMBOL, OCTAVE, MetricBlocks
+from ..checks import MetricBlocks, checked_blocks
+from .codec import Lattice
+from .exponents import MAX_SYMBOL, OCTAVE
+from .trellis_search import Columns, prices, search
 
 DAMPING = 0.01
 """Added to the diagonal of the metric, relative to its mean: the procedural images are not the real ones."""
@@ -46,16 +46,16 @@ class Problem:
         factors: for each block of columns the unit upper triangular ``R_ij / R_jj``, ``(groups, b, b)`` float32.
         pivots: ``R_jj``, ``(groups, in)`` float32.
         output_weights: ``g / unit``, ``(groups, out / groups)`` float32.
-        period: taps of a kernel.
-        with_trellis: integers are sought along the paths of a trellis (:mod:`.trellis`), on a grid of half the step.
+        kernel_size: neighbouring columns that belong to one input channel.
+        trellis: integers are sought along the paths of a trellis (:mod:`.trellis_search`), on a grid of half the step.
     """
 
     weight: Tensor
     factors: tuple[Tensor, ...]
     pivots: Tensor
     output_weights: Tensor
-    period: int = 1
-    with_trellis: bool = False
+    kernel_size: int = 1
+    trellis: bool = False
     unit: float = 1.0
 
     @classmethod
@@ -64,8 +64,8 @@ class Problem:
         weight: Tensor,
         input_metric: MetricBlocks | None = None,
         output_weights: Tensor | None = None,
-        period: int = 1,
-        with_trellis: bool = False,
+        kernel_size: int = 1,
+        trellis: bool = False,
     ) -> Problem:
         """Factor the metric: ``n ** 3 / 3`` operations for each block of ``n`` columns.
 
@@ -91,8 +91,8 @@ class Problem:
             tuple(factors),
             torch.cat(pivots, 1) if pivots else torch.ones(1, columns, device=weight.device),
             (output_weights.double() / unit).to(grouped).reshape(groups, -1),
-            period,
-            with_trellis,
+            kernel_size,
+            trellis,
             unit,
         )
 
@@ -118,20 +118,20 @@ class Problem:
         rows = _exponents(self.output_weights, -ROW_POWER / 2)
         many = self.output_weights.numel() >= COLUMN_ROWS
         columns = _exponents(self.pivots.log().mean(0).exp(), -COLUMN_POWER if many else 0.0)
-        step = min(max(step / 2 if self.with_trellis else step, SMALLEST_STEP), LARGEST_STEP)
+        step = min(max(step / 2 if self.trellis else step, SMALLEST_STEP), LARGEST_STEP)
         step = float(np.float32(step))
         row_steps = step * torch.from_numpy(_powers(rows)).to(self.weight)
         column_steps = torch.from_numpy(_powers(columns)).to(self.weight)
         codes = torch.empty_like(self.weight)
         errors = torch.empty_like(self.output_weights)
         column_steps = column_steps.expand(self.pivots.shape)
-        cancel = _cancel_along_paths if self.with_trellis else _cancel
+        cancel = _cancel_along_paths if self.trellis else _cancel
         cancel(self.weight / row_steps[:, None], self.factors, self.pivots, column_steps, codes, errors)
         distortion = float((errors.double() * self.output_weights.double() * row_steps.double().square()).sum())
         groups, columns_, per_group = codes.shape
         matrix = codes.transpose(1, 2).reshape(groups * per_group, columns_).to(torch.int32).cpu().numpy()
         flat_rows = rows.reshape(-1)
-        lattice = Lattice(matrix, step, flat_rows, columns, self.period, is_path=self.with_trellis)
+        lattice = Lattice.of(matrix, step, flat_rows, columns, self.kernel_size, trellis=self.trellis)
         return lattice, distortion * self.unit
 
 
@@ -187,9 +187,9 @@ def _cancel_block(
 def _cancel_along_paths(
     weight: Tensor, factors: Sequence[Tensor], pivots: Tensor, steps: Tensor, codes: Tensor, errors: Tensor
 ) -> None:
-    """As :func:`_cancel`, with the search along a trellis (:mod:`.trellis`), which runs on the CPU."""
+    """As :func:`_cancel`, with the search along a trellis (:mod:`.trellis_search`), which runs on the CPU."""
     errors.zero_()
-    table = trellis.prices((weight / steps[:, :, None]).cpu().numpy())
+    table = prices((weight / steps[:, :, None]).cpu().numpy())
     states = np.zeros(errors.shape, np.uint8)
     for here, factor in _blocks(factors, weight.shape[1]):
         _follow(weight[:, here], factor, pivots[:, here], steps[:, here], table, states, codes[:, here], errors)
@@ -214,7 +214,7 @@ def _follow(
             parts = (part[group, here].T.contiguous().cpu().numpy() for part in (weight, target))
             square = None if factor is None else factor[group, here, here].contiguous().cpu().numpy()
             scales = (part[group, here].contiguous().cpu().numpy() for part in (steps, pivots))
-            found, distortion = trellis.search(*parts, trellis.Columns(square, *scales, table), states[group])
+            found, distortion = search(*parts, Columns(square, *scales, table), states[group])
             codes[group, here] = torch.from_numpy(found).to(codes).T
             errors[group] += torch.from_numpy(distortion).to(errors)
         if factor is not None and stop < columns:
@@ -254,25 +254,6 @@ def _factor(block: Tensor) -> tuple[Tensor, Tensor]:
             f'{float(pivots.min()):.3g} to {float(pivots.max()):.3g}; divide the metric by its trace'
         )
     return (upper / pivots[:, None, :]).float().contiguous(), held
-
-
-def checked_blocks(weight: Tensor, metric: MetricBlocks | None, output_weights: Tensor | None) -> list[Tensor]:
-    """The metric as blocks ``(groups, b, b)`` over consecutive columns, none where it is the identity.
-
-    Raises:
-        RiemError: a weight that is not a finite matrix, a metric or output weights of other sizes or not finite.
-    """
-    check_weight(weight, None, output_weights)
-    out, columns = weight.shape
-    blocks = [] if metric is None else [metric] if isinstance(metric, Tensor) else list(metric)
-    blocks = [block[None] if block.ndim == 2 else block for block in blocks]
-    sizes = [tuple(block.shape) for block in blocks]
-    square = all(len(size) == 3 and size[1] == size[2] and size[0] == sizes[0][0] for size in sizes)
-    if blocks and not (square and sum(size[1] for size in sizes) == columns and out % sizes[0][0] == 0):
-        raise RiemError(f'the input metric has shape {sizes}, expected square blocks over {columns} columns')
-    if any(not (block.isfinite().all() and (block.diagonal(dim1=1, dim2=2) >= 0).all()) for block in blocks):
-        raise RiemError('the input metric: expected finite values and a non-negative diagonal, found others')
-    return blocks
 
 
 def _exponents(scales: Tensor, power: float) -> np.ndarray:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from ...torch_versions import fused_adam
 from ..grid import Grid
 from .least_squares import Side, improve, round_states
-from .regeneration import STATE_NAMES, Tile, _blocks, decay_of, random_metric, shifted
+from .regeneration import STATE_NAMES, Tile, decay_of, random_metric, shifted, tile_spans
+from .settings import METRIC_BITS, SigmoidSettings
 
-METRIC_BITS = 8
 SWEEPS = 56
 """Alternating sweeps at effort 1."""
 FIRST_SWEEPS = 5
@@ -39,7 +39,7 @@ CLIP = {2: 1.8, 3: 2.3, 4: 2.8, 5: 3.3}
 """Range of the state grid in standard deviations, by state bits; from minimum to maximum where not listed."""
 
 
-def _schedule(sweeps: int) -> list[tuple[float, int]]:
+def schedule_of(sweeps: int) -> list[tuple[float, int]]:
     """The share that is done and the repeats of each sweep, of so many in all."""
     schedule, done = [], 0
     while done < sweeps:
@@ -100,7 +100,7 @@ class Tiling:
 
 def _members(size: int, count: int) -> Tensor:
     """``(count, widest)`` numbers of the neurons of each block."""
-    blocks = _blocks(size, count)
+    blocks = tile_spans(size, count)
     widest = max(block.stop - block.start for block in blocks)
     return torch.stack([torch.arange(block.start, block.start + widest).clamp_max(block.stop - 1) for block in blocks])
 
@@ -121,20 +121,20 @@ class Fit:
     Tiles depend on each other through the metric alone: a chunk of them at a time goes through batched products.
     """
 
-    def __init__(self, weight: Tensor, settings: dict[str, Any], pair_weights: Tensor | None, seed: int) -> None:
+    def __init__(self, weight: Tensor, settings: SigmoidSettings, pair_weights: Tensor | None, seed: int) -> None:
         shape, weight, device = tuple(weight.shape), weight.detach().double(), weight.device
         self.mean, self.spread = float(weight.mean()), float(weight.std(unbiased=False))
-        dq, dmu, shifts = settings['dq'], settings['dmu'], settings['shifts']
-        self.tiling = Tiling(shape, settings['row_blocks'], settings['col_blocks'], device)
+        dq, dmu, shifts = settings.dq, settings.dmu, settings.shifts
+        self.tiling = Tiling(shape, settings.row_blocks, settings.col_blocks, device)
         self.target = self.tiling.cut(((weight - self.mean) / (self.spread or 1.0)).float())
         once = self.tiling.once()
         self.scale = None if pair_weights is None else self.tiling.cut(pair_weights)
         if once is not None:
             self.scale = once.float() if self.scale is None else self.scale * once
-        self.bits = settings['state_bits']
+        self.bits = settings.state_bits
         self.ridge = 0.03 * 4.0 ** (4 - self.bits)  # coarser grids want states that stay small
         generator = torch.Generator().manual_seed(seed)
-        q = torch.randn(settings['col_blocks'], shape[0], dq, generator=generator).to(device)
+        q = torch.randn(settings.col_blocks, shape[0], dq, generator=generator).to(device)
         self.q = self.tiling.of_rows(q).contiguous()
         self.p = q.new_zeros(len(self.target), self.target.shape[2], dq)
         self.damping_q, self.damping_p = (q.new_full(side.shape[:2], 0.1) for side in (self.q, self.p))
@@ -145,7 +145,7 @@ class Fit:
         self.error = math.inf
         self.idle = 0
 
-    def start_from(self, states: dict[str, Tensor]) -> None:
+    def start_from(self, states: Mapping[str, Tensor]) -> None:
         """Float states of a weight like the target."""
         q, p, metric, b, w, c = (states[name].clone() for name in STATE_NAMES)
         self.q, self.p = self.tiling.of_rows(q).contiguous(), self.tiling.of_columns(p).contiguous()

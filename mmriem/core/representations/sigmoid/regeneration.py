@@ -24,7 +24,7 @@ def shifted(metric: Tensor) -> Tensor:
     return torch.cat([torch.roll(metric[k], k * dq // shifts, -1) for k in range(shifts)])
 
 
-def _blocks(size: int, count: int) -> list[slice]:
+def tile_spans(size: int, count: int) -> list[slice]:
     """``count`` consecutive blocks of nearly equal length."""
     edges = [size * number // count for number in range(count + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
@@ -32,8 +32,8 @@ def _blocks(size: int, count: int) -> list[slice]:
 
 def tiles(q: Tensor, p: Tensor) -> Iterator[tuple[int, slice, int, slice]]:
     """Row block, its rows, column block, its columns."""
-    for i, rows in enumerate(_blocks(q.shape[1], p.shape[0])):
-        for j, columns in enumerate(_blocks(p.shape[1], q.shape[0])):
+    for i, rows in enumerate(tile_spans(q.shape[1], p.shape[0])):
+        for j, columns in enumerate(tile_spans(p.shape[1], q.shape[0])):
             yield i, rows, j, columns
 
 

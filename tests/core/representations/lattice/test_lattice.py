@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from mmriem.core.coding import entropy
 from mmriem.core.coding.exact import powers_of_two
 from mmriem.core.errors import RiemError
-from mmriem.core.representations.base import get_representation
 from mmriem.core.representations.lattice import problem as problem_module
+from mmriem.core.representations.lattice.codec import DECODED, MANY, Lattice
+from mmriem.core.representations.lattice.fitter import LatticeFitter
+from mmriem.core.representations.lattice.live import LatticeStates
 from mmriem.core.representations.lattice.problem import DAMPING, DEAD_ZONE, Problem
-from mmriem.core.representations.lattice.representation import DECODED, MANY, Lattice
+from mmriem.core.representations.lattice.representation import LATTICE
+from mmriem.core.representations.lattice.settings import LatticeBudget, LatticeSettings
+from mmriem.core.representations.registry import get_representation
+
+FITTER, LIVE = LatticeFitter(), LatticeStates()
 
 HEADER = 12
 
@@ -50,30 +56,30 @@ def plain(weight, step):
     return weight.sign() * (weight.abs() / step + 0.5 - DEAD_ZONE).floor()
 
 
-def small(period=1):
+def small(kernel_size=1):
     """Eight rows of integers, all sizes of steps."""
     codes = (2.5 * randn(8, 12, seed=3)).round().to(torch.int32).numpy()
     rows = np.array([0, 1, -1, 5, -9, 16, 2, -30], np.int32)
     columns = np.array([3, 0, 0, -2, 7, 1, -11, 4, 0, 8, -8, 40], np.int32)
-    return Lattice(codes, 0.0173, rows, columns, period)
+    return Lattice.of(codes, 0.0173, rows, columns, kernel_size)
 
 
 # ---- the payload
 
 
-@pytest.mark.parametrize('period', [1, 3, 12])
+@pytest.mark.parametrize('kernel_size', [1, 3, 12])
 @pytest.mark.parametrize('bare', [True, False])
-def test_a_payload_comes_back(period, bare):
-    made = small(period)
+def test_a_payload_comes_back(kernel_size, bare):
+    made = small(kernel_size)
     if bare:
-        made = Lattice(made.codes, 0.5, np.zeros(8, np.int32), np.zeros(12, np.int32), period)
+        made = Lattice.of(made.codes, 0.5, np.zeros(8, np.int32), np.zeros(12, np.int32), kernel_size)
     payload = made.to_payload()
-    back = Lattice.from_payload((8, 12), {'period': period}, payload)
-    assert (back.codes == made.codes).all() and back.shape == (8, 12) and back.settings() == {'period': period}
+    back = Lattice.from_payload((8, 12), LatticeSettings(kernel_size), payload)
+    assert (back.codes == made.codes).all() and back.shape == (8, 12) and back.settings == LatticeSettings(kernel_size)
     assert torch.equal(back.decode(), made.decode())
     assert back.to_payload() == payload and back.payload_bits() == 8 * len(payload) and back.symbols == 96
     # the integers are written anew, too
-    again = Lattice(back.codes, back._step, back._rows, back._columns, period)
+    again = Lattice.of(back.codes, back.step, back.row_exponents, back.column_exponents, kernel_size)
     assert again.to_payload() == payload
 
 
@@ -83,15 +89,15 @@ def test_a_matrix_is_the_product_of_steps_and_integers_rounded_once():
         [
             [
                 np.float32(float(np.float32(0.0173)) * 2 ** (row / 4) * 2 ** (column / 4) * code)
-                for code, column in zip(codes, made._columns)
+                for code, column in zip(codes, made.column_exponents)
             ]
-            for codes, row in zip(made.codes.tolist(), made._rows)
+            for codes, row in zip(made.codes.tolist(), made.row_exponents)
         ]
     )
     decoded = made.decode()
     assert decoded.dtype == torch.float32 and decoded.shape == (8, 12)
     np.testing.assert_allclose(decoded.numpy(), exact, rtol=2**-23)
-    plain = Lattice(made.codes, 0.25, np.zeros(8, np.int32), np.zeros(12, np.int32), 1)
+    plain = Lattice.of(made.codes, 0.25, np.zeros(8, np.int32), np.zeros(12, np.int32), 1)
     assert (plain.decode().numpy() == 0.25 * made.codes).all()
 
 
@@ -99,12 +105,13 @@ def test_a_matrix_is_the_product_of_steps_and_integers_rounded_once():
 def test_parts_of_a_large_matrix_decode_as_the_whole(rows, columns):
     codes = (3 * randn(rows, columns)).round().to(torch.int32).numpy()
     exponents = [np.arange(count, dtype=np.int32) % 23 - 11 for count in (rows, columns)]
-    made = Lattice(codes, 0.0173, *exponents, 1)
+    made = Lattice.of(codes, 0.0173, *exponents, 1)
     by_row, by_column = (powers_of_two(exponent, 4) for exponent in exponents)
     expected = (float(np.float32(0.0173)) * by_row[:, None] * by_column * codes).astype(np.float32)
-    for lattice_ in (made, Lattice.from_payload(made.shape, made.settings(), made.to_payload())):
+    back = Lattice.from_payload(made.shape, made.settings, made.to_payload())
+    for lattice_ in (made, back):
         assert np.array_equal(lattice_.decode().numpy(), expected)
-    assert lattice_.codes.dtype == np.int32
+    assert (made.codes.dtype, back.codes.dtype) == (np.int32, np.int8) and (made.codes == back.codes).all()
 
 
 def test_the_payload_is_what_it_always_was():
@@ -124,44 +131,48 @@ GOLDEN = (
 def test_every_cut_is_refused(bare):
     made = small()
     if bare:
-        made = Lattice(made.codes, 0.5, np.zeros(8, np.int32), np.zeros(12, np.int32), 1)
+        made = Lattice.of(made.codes, 0.5, np.zeros(8, np.int32), np.zeros(12, np.int32), 1)
     payload = made.to_payload()
     for length in range(len(payload)):
         with pytest.raises(RiemError):
-            Lattice.from_payload((8, 12), {'period': 1}, payload[:length])
+            Lattice.from_payload((8, 12), LatticeSettings(1), payload[:length])
     with pytest.raises(RiemError):
-        Lattice.from_payload((8, 12), {'period': 1}, payload + bytes(1))
+        Lattice.from_payload((8, 12), LatticeSettings(1), payload + bytes(1))
 
 
 @pytest.mark.parametrize('step', [float('nan'), float('inf'), -float('inf'), -0.5, 0.0, -0.0])
 def test_steps_that_make_no_sense_are_refused(step):
     payload = small().to_payload()
     with pytest.raises(RiemError, match='finite step above 0'):
-        Lattice.from_payload((8, 12), {'period': 1}, struct.pack('<f', step) + payload[4:])
+        Lattice.from_payload((8, 12), LatticeSettings(1), struct.pack('<f', step) + payload[4:])
 
 
 def test_large_matrices_are_dealt_to_lanes():
     rows, columns = 256, MANY // 256
     codes = np.random.default_rng(4).integers(-2, 3, (rows, columns)).astype(np.int32)
     exponents = np.zeros(rows, np.int32), np.zeros(columns, np.int32)
-    large, smaller = Lattice(codes, 0.5, *exponents, 1), Lattice(codes[1:], 0.5, exponents[0][1:], exponents[1], 1)
-    assert large.settings() == {'period': 1, 'lanes': 4} and smaller.settings() == {'period': 1}
-    single = Lattice(codes, 0.5, *exponents, 1, lanes=1)  # as files have it that were written before there were lanes
-    assert single.settings() == {'period': 1}
+    large, smaller = (
+        Lattice.of(codes, 0.5, *exponents, 1),
+        Lattice.of(codes[1:], 0.5, exponents[0][1:], exponents[1], 1),
+    )
+    assert large.settings == LatticeSettings(lanes=4) and smaller.settings == LatticeSettings()
+    # as in files that were written before there were lanes
+    single = Lattice(codes, 0.5, *exponents, LatticeSettings())
+    assert single.settings == LatticeSettings()
     assert 0 < len(large.to_payload()) - len(single.to_payload()) < 40
     for made in (large, smaller, single):
-        back = Lattice.from_payload(made.shape, made.settings(), made.to_payload())
+        back = Lattice.from_payload(made.shape, made.settings, made.to_payload())
         assert (back.codes == made.codes).all() and torch.equal(back.decode(), made.decode())
-        assert back.settings() == made.settings()
+        assert back.settings == made.settings
     with pytest.raises(RiemError):
-        Lattice.from_payload(single.shape, large.settings(), single.to_payload())
+        Lattice.from_payload(single.shape, large.settings, single.to_payload())
 
 
 @pytest.mark.parametrize('lengths', [(0xFFFFFFFF, 0), (0, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (1, 1), (200, 0)])
 def test_wrong_lengths_of_the_exponents_are_refused(lengths):
     payload = small().to_payload()
     with pytest.raises(RiemError):
-        Lattice.from_payload((8, 12), {'period': 1}, payload[:4] + struct.pack('<II', *lengths) + payload[HEADER:])
+        Lattice.from_payload((8, 12), LatticeSettings(1), payload[:4] + struct.pack('<II', *lengths) + payload[HEADER:])
 
 
 @pytest.mark.parametrize('where', [0, 1])
@@ -173,7 +184,7 @@ def test_steps_out_of_range_are_refused(where, value):
     vectors[where] = entropy.encode_vector(exponents)
     payload = struct.pack('<fII', 0.5, *map(len, vectors)) + b''.join(vectors) + entropy.encode(small().codes)
     with pytest.raises(RiemError, match='-400 to 400'):
-        Lattice.from_payload((8, 12), {'period': 1}, payload)
+        Lattice.from_payload((8, 12), LatticeSettings(1), payload)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +196,7 @@ def test_steps_out_of_range_are_refused(where, value):
 )
 def test_settings_that_do_not_fit_are_refused(chosen):
     with pytest.raises(RiemError):
-        Lattice.from_payload((8, 12), chosen, small().to_payload())
+        Lattice.from_record((8, 12), chosen, small().to_payload())
 
 
 @settings(max_examples=150, deadline=None)
@@ -195,7 +206,7 @@ def test_damaged_payloads_are_an_error_or_a_matrix(data):
     for _ in range(data.draw(st.integers(1, 3))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = Lattice.from_payload((8, 12), {'period': 3}, bytes(payload))
+        found = Lattice.from_payload((8, 12), LatticeSettings(3), bytes(payload))
     except RiemError:
         return
     assert found.decode().shape == (8, 12) and found.codes.shape == (8, 12)
@@ -207,16 +218,16 @@ def test_damaged_payloads_are_an_error_or_a_matrix(data):
 def test_states_regenerate_the_matrix():
     made = small()
     states = made.states()
-    assert tuple(states) == Lattice.state_names and all(state.dtype == torch.float32 for state in states.values())
-    torch.testing.assert_close(Lattice.regenerate(states), made.decode(), rtol=1e-6, atol=0)
-    scaled = Lattice.regenerate(Lattice.scaled_states(states, -2.5, 0.0))
+    assert tuple(states) == LIVE.state_names and all(state.dtype == torch.float32 for state in states.values())
+    torch.testing.assert_close(LIVE.regenerate(states), made.decode(), rtol=1e-6, atol=0)
+    scaled = LIVE.regenerate(LIVE.scaled_states(states, -2.5, 0.0))
     torch.testing.assert_close(scaled, -2.5 * made.decode(), rtol=1e-6, atol=0)
 
 
 def test_random_states_have_the_sizes_of_a_fit():
-    chosen = Lattice.configure((8, 12), 500, period=3)
-    states = Lattice.random_states((8, 12), chosen)
-    expected = Lattice.fit(randn(8, 12), chosen).states()
+    chosen = FITTER.configure((8, 12), 500, 3)
+    states = LIVE.random_states((8, 12), chosen)
+    expected = FITTER.fit(randn(8, 12), chosen).states()
     assert {name: state.shape for name, state in states.items()} == {
         name: state.shape for name, state in expected.items()
     }
@@ -233,7 +244,7 @@ def test_without_a_metric_each_weight_is_rounded_by_itself(step):
     expected = plain(weight, np.float32(step))
     assert (made.codes == expected.numpy()).all() and made.codes.dtype == np.int32
     assert distortion == pytest.approx(damage_of(weight - made.decode(), torch.eye(40)), rel=1e-4)
-    assert not made._rows.any() and not made._columns.any()
+    assert not made.row_exponents.any() and not made.column_exponents.any()
 
 
 def test_the_dead_zone_by_hand(monkeypatch):
@@ -324,13 +335,13 @@ def test_steps_of_rows_and_columns(monkeypatch, row_power, column_power):
     monkeypatch.setattr(problem_module, 'COLUMN_ROWS', 20)
     weight, metric, weights = randn(20, 30), metric_of(30), 10.0 ** randn(20, seed=5)
     made, distortion = Problem.of(weight, metric, weights).solve(0.3)
-    assert made._rows.any() == bool(row_power) and made._columns.any() == bool(column_power)
-    assert not Problem.of(weight[:19], metric, weights[:19]).solve(0.3)[0]._columns.any()
+    assert made.row_exponents.any() == bool(row_power) and made.column_exponents.any() == bool(column_power)
+    assert not Problem.of(weight[:19], metric, weights[:19]).solve(0.3)[0].column_exponents.any()
     if row_power:  # what counts more has finer steps
         order = weights.argsort()
-        assert (np.diff(made._rows[order.numpy()]) <= 0).all()
+        assert (np.diff(made.row_exponents[order.numpy()]) <= 0).all()
     assert distortion == pytest.approx(damage_of(weight - made.decode(), damped(metric), weights), rel=1e-3)
-    back = Lattice.from_payload((20, 30), {'period': 1}, made.to_payload())
+    back = Lattice.from_payload((20, 30), LatticeSettings(1), made.to_payload())
     assert torch.equal(back.decode(), made.decode())
 
 
@@ -349,9 +360,9 @@ def test_sensitivity_is_the_damage_of_a_unit_error():
 @pytest.mark.parametrize('with_metric', [False, True])
 def test_a_fit_uses_its_budget_and_no_more(shape, rate, with_metric):
     weight = 0.02 * randn(*shape)
-    chosen = Lattice.configure(shape, rate * weight.numel())
-    made = Lattice.fit(weight, chosen, input_metric=metric_of(shape[1]) if with_metric else None)
-    assert made.payload_bits() <= Lattice.planned_bits(shape, chosen) <= rate * weight.numel()
+    chosen = FITTER.configure(shape, rate * weight.numel())
+    made = FITTER.fit(weight, chosen, input_metric=metric_of(shape[1]) if with_metric else None)
+    assert made.payload_bits() <= FITTER.planned_bits(shape, chosen) <= rate * weight.numel()
     assert made.payload_bits() >= 0.96 * rate * weight.numel()
 
 
@@ -359,7 +370,7 @@ def test_more_bits_make_a_smaller_error():
     weight, metric = randn(64, 64), metric_of(64)
     errors = []
     for rate in (1, 2, 3, 4):
-        made = Lattice.fit(weight, Lattice.configure((64, 64), rate * 4096), input_metric=metric)
+        made = FITTER.fit(weight, FITTER.configure((64, 64), rate * 4096), input_metric=metric)
         errors.append(damage_of(weight - made.decode(), metric))
     assert all(2.5 * after < before for before, after in zip(errors, errors[1:]))
 
@@ -367,8 +378,8 @@ def test_more_bits_make_a_smaller_error():
 def test_a_fit_takes_kernels_into_account():
     """Taps of a kernel that differ in size are coded each with its own scale."""
     weight = (randn(32, 16, 9) * torch.tensor([0.1, 1, 0.1, 1, 10, 1, 0.1, 1, 0.1])).flatten(1)
-    fits = [Lattice.fit(weight, Lattice.configure((32, 144), weight.numel(), period=period)) for period in (9, 1)]
-    assert [made.settings() for made in fits] == [{'period': 9}, {'period': 1}]
+    fits = [FITTER.fit(weight, FITTER.configure((32, 144), weight.numel(), kernel_size)) for kernel_size in (9, 1)]
+    assert [made.settings for made in fits] == [LatticeSettings(9), LatticeSettings()]
     errors = [float((weight - made.decode()).square().sum()) for made in fits]
     assert errors[0] < errors[1]
 
@@ -376,25 +387,25 @@ def test_a_fit_takes_kernels_into_account():
 @pytest.mark.parametrize('value', [0.0, 0.3, -1e-20, 1e20])
 def test_constant_matrices_have_a_fit(value):
     weight = torch.full((8, 8), value)
-    made = Lattice.fit(weight, Lattice.configure((8, 8), 1000))
+    made = FITTER.fit(weight, FITTER.configure((8, 8), 1000))
     assert made.payload_bits() <= 1000 and made.decode().isfinite().all()
 
 
 def test_budgets_that_are_too_small():
-    assert Lattice.configure((8, 8), 8 * HEADER) is None
+    assert FITTER.configure((8, 8), 8 * HEADER) is None
     with pytest.raises(RiemError, match='a budget of 100 bits is too small'):
-        Lattice.fit(randn(40, 40), {'budget': 100, 'period': 1})
+        FITTER.fit(randn(40, 40), LatticeBudget(100))
 
 
 def test_progress_never_falls():
     seen = []
-    Lattice.fit(randn(20, 20), Lattice.configure((20, 20), 1200), progress=seen.append)
+    FITTER.fit(randn(20, 20), FITTER.configure((20, 20), 1200), progress=seen.append)
     assert seen == sorted(seen) and seen[0] > 0 and seen[-1] <= 1
 
 
 def test_the_same_bytes_again():
-    chosen = Lattice.configure((40, 50), 6000)
-    fits = [Lattice.fit(randn(40, 50), chosen, input_metric=metric_of(50), seed=seed) for seed in (0, 9)]
+    chosen = FITTER.configure((40, 50), 6000)
+    fits = [FITTER.fit(randn(40, 50), chosen, input_metric=metric_of(50)) for _ in range(2)]
     assert fits[0].to_payload() == fits[1].to_payload()
 
 
@@ -419,29 +430,29 @@ def test_the_same_bytes_again():
 def test_arguments_that_do_not_fit_are_refused(change, words):
     arguments = {'weight': randn(4, 5), 'input_metric': None, 'output_weights': None, **change}
     with pytest.raises(RiemError, match=words):
-        Lattice.fit(arguments.pop('weight'), {'budget': 2000, 'period': 1}, **arguments)
+        FITTER.fit(arguments.pop('weight'), LatticeBudget(2000), **arguments)
 
 
-@pytest.mark.parametrize('with_trellis', [False, True])
-def test_powers_of_two_change_no_integer(with_trellis):
+@pytest.mark.parametrize('trellis', [False, True])
+def test_powers_of_two_change_no_integer(trellis):
     """Of weights that collapsed, of metrics, of output weights that float32 cannot hold: closed forms for each."""
     weight, metric, rows = randn(6, 20), metric_of(20), randn(6, seed=2).double().square() + 0.1
-    lattice, distortion = Problem.of(weight, metric, rows, 1, with_trellis).solve(0.25)
+    lattice, distortion = Problem.of(weight, metric, rows, 1, trellis).solve(0.25)
     for of_weight, of_metric, of_rows in ((-70, 0, 0), (60, 0, 0), (0, -40, 0), (0, 40, 0), (0, 0, -200), (0, 0, 200)):
         scaled = (weight * 2.0**of_weight, metric * 2.0**of_metric, rows * 2.0**of_rows)
-        problem = Problem.of(*scaled, 1, with_trellis)
+        problem = Problem.of(*scaled, 1, trellis)
         found, its_distortion = problem.solve(0.25 * 2.0**of_weight)
         assert (found.codes == lattice.codes).all()
         expected = distortion * 2.0 ** (2 * of_weight + of_metric + of_rows)
         assert its_distortion == pytest.approx(expected, rel=1e-6)
-        usual = Problem.of(weight, metric, rows, 1, with_trellis).log_sensitivity
+        usual = Problem.of(weight, metric, rows, 1, trellis).log_sensitivity
         assert problem.log_sensitivity == pytest.approx(usual + (of_metric + of_rows) * math.log(2), rel=1e-6)
 
 
-@pytest.mark.parametrize('with_trellis', [False, True])
+@pytest.mark.parametrize('trellis', [False, True])
 @pytest.mark.parametrize('scale', [1e-40, 1e-45])
-def test_denormal_weights_become_zeros(scale, with_trellis):
-    problem = Problem.of(randn(6, 20) * scale, None, None, 1, with_trellis)
+def test_denormal_weights_become_zeros(scale, trellis):
+    problem = Problem.of(randn(6, 20) * scale, None, None, 1, trellis)
     lattice, distortion = problem.solve(problem.spread / 16)
     assert (lattice.decode() == 0).all()
     assert distortion == 0 or math.isfinite(distortion)
@@ -461,4 +472,4 @@ def test_metrics_that_float32_cannot_factor_are_refused(metric, words):
 
 
 def test_it_is_known_by_its_name():
-    assert get_representation('lattice') is Lattice
+    assert get_representation('lattice') is LATTICE and LATTICE.codec is Lattice

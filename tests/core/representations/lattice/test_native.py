@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from mmriem.core.coding import native as decoder
-from mmriem.core.coding import paths
+from mmriem.core.coding import trellis
 from mmriem.core.file.manifest import Source
 from mmriem.core.file.reading import from_bytes
 from mmriem.core.pipeline.compress import compress
 from mmriem.core.pipeline.settings import Settings
-from mmriem.core.representations.lattice import native, trellis
-from mmriem.core.representations.lattice.representation import Lattice
+from mmriem.core.representations.lattice import native, trellis_search
+from mmriem.core.representations.lattice.codec import Lattice
+from mmriem.core.representations.lattice.fitter import LatticeStepper
 
 pytestmark = pytest.mark.skipif(native.module is None, reason='the C code of mmriem was not compiled')
 
@@ -31,15 +32,15 @@ def same(work):
 
 def test_the_format_is_that_of_python():
     compiled = dict(native.module.FORMAT)
-    assert compiled.pop('NEXT') == paths.NEXT.tobytes()
-    assert compiled == {name: getattr(trellis, name) for name in compiled}
+    assert compiled.pop('NEXT') == trellis.NEXT.tobytes()
+    assert compiled == {name: getattr(trellis_search, name) for name in compiled}
 
 
 def test_threads_help_where_the_search_is_compiled(monkeypatch):
-    assert Lattice.useful_threads(3, True) == 3
-    assert Lattice.useful_threads(3, False) == 1
+    assert LatticeStepper(trellis=True).useful_threads(3) == 3
+    assert LatticeStepper(trellis=False).useful_threads(3) == 1
     monkeypatch.setattr(native, 'module', None)
-    assert Lattice.useful_threads(3, True) == 1
+    assert LatticeStepper(trellis=True).useful_threads(3) == 1
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,13 @@ def test_searches(rows, columns, cancels, scale):
     target = weight + rng.normal(0, 0.2, (rows, columns)).astype(np.float32)
     factor = (np.eye(columns) + np.triu(rng.normal(0, 0.3, (columns, columns)), 1)).astype(np.float32)
     scales = [np.exp(rng.normal(0, 0.4, columns)).astype(np.float32) for _ in range(2)]
-    table = trellis.prices(weight / scales[0])
+    table = trellis_search.prices(weight / scales[0])
     start = rng.integers(0, 8, rows).astype(np.uint8)
 
     def work():
         states = start.copy()
-        columns = trellis.Columns(factor if cancels else None, *scales, table)
-        codes, errors = trellis.search(weight, target, columns, states)
+        columns = trellis_search.Columns(factor if cancels else None, *scales, table)
+        codes, errors = trellis_search.search(weight, target, columns, states)
         return np.concatenate([codes.astype(np.float64), errors[:, None], states[:, None]], 1)
 
     same(work)
@@ -68,13 +69,13 @@ def test_searches(rows, columns, cancels, scale):
 def test_weights(period):
     rng = np.random.default_rng(3)
     exponents = [rng.integers(-30, 30, size).astype(np.int32) for size in (70, 90)]
-    lattice = Lattice(rng.integers(-9, 10, (70, 90)).astype(np.int8), 0.0173, *exponents, period)
+    lattice = Lattice.of(rng.integers(-9, 10, (70, 90)).astype(np.int8), 0.0173, *exponents, period)
     same(lambda: lattice.decode().numpy())
 
 
 def test_weights_that_float32_cannot_hold():
     huge = np.full(4, 2000, np.int32)
-    lattice = Lattice(np.ones((4, 4), np.int8), 1.0, huge, huge, 1)
+    lattice = Lattice.of(np.ones((4, 4), np.int8), 1.0, huge, huge, 1)
     same(lambda: lattice.decode().numpy())
     assert torch.isinf(lattice.decode()).all()
 

@@ -1,5 +1,6 @@
 """The sigmoid representation: the formula of the paper to the letter, the fit, and payloads that lie."""
 
+import dataclasses
 import hashlib
 import math
 import struct
@@ -11,10 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmriem.core.errors import RiemError
-from mmriem.core.representations.base import get_representation
+from mmriem.core.representations.registry import get_representation
 from mmriem.core.representations.sigmoid import fit as fit_module
+from mmriem.core.representations.sigmoid.codec import Sigmoid
 from mmriem.core.representations.sigmoid.fit import Fit
-from mmriem.core.representations.sigmoid.representation import TILE, Sigmoid, parameter_count, payload_bits
+from mmriem.core.representations.sigmoid.fitter import TILE, SigmoidFitter
+from mmriem.core.representations.sigmoid.live import SigmoidStates
+from mmriem.core.representations.sigmoid.representation import SIGMOID
+from mmriem.core.representations.sigmoid.settings import SigmoidSettings
+
+LIVE = SigmoidStates()
 
 
 def randn(*shape, seed=0):
@@ -28,13 +35,17 @@ def snr(weight, decoded):
 
 
 def form_of(dq, dmu, shifts=6, row_blocks=1, col_blocks=1, state_bits=8):
-    return dict(dq=dq, dmu=dmu, shifts=shifts, row_blocks=row_blocks, col_blocks=col_blocks, state_bits=state_bits)
+    return SigmoidSettings(dq, dmu, shifts, row_blocks, col_blocks, state_bits)
+
+
+def fit(weight, form, *, seed=0, seeds=1, effort=1.0, **arguments):
+    return SigmoidFitter(seed=seed, seeds=seeds, effort=effort).fit(weight, form, **arguments)
 
 
 def payload_of(shape, form, seed=0, spread=2.0):
     """A payload by the file format, of random numbers."""
     rng = np.random.default_rng(seed)
-    dq, dmu, shifts, bits = (form[key] for key in ('dq', 'dmu', 'shifts', 'state_bits'))
+    dq, dmu, shifts, bits = form.dq, form.dmu, form.shifts, form.state_bits
     pieces = []
     for columns, levels in ((dq, 2**bits), (dq, 2**bits), (1, 256)):
         pieces.append(rng.uniform(-spread, 0, columns).astype('<f2').tobytes())
@@ -42,7 +53,7 @@ def payload_of(shape, form, seed=0, spread=2.0):
     pieces.append(rng.normal(size=(shifts, dmu)).astype('<f2').tobytes())
     pieces.append(rng.normal(size=dmu).astype('<f4').tobytes())
     pieces.append(rng.normal(size=()).astype('<f4').tobytes())
-    counts = (form['col_blocks'] * shape[0] * dq, form['row_blocks'] * shape[1] * dq, shifts * dmu * dq)
+    counts = (form.col_blocks * shape[0] * dq, form.row_blocks * shape[1] * dq, shifts * dmu * dq)
     for count, width in zip(counts, (bits, bits, 8)):
         codes = rng.integers(0, 2**width, (count, 1), dtype=np.uint8)
         pieces.append(np.packbits(np.unpackbits(codes, axis=1)[:, 8 - width :]).tobytes())
@@ -104,7 +115,7 @@ CASES = [
 
 
 def test_it_is_registered():
-    assert get_representation('sigmoid') is Sigmoid
+    assert get_representation('sigmoid') is SIGMOID and SIGMOID.codec is Sigmoid
 
 
 @pytest.mark.parametrize(('shape', 'form'), CASES)
@@ -130,7 +141,7 @@ def test_dequantised_states_are_levels_of_the_grids():
         'w': [3.0],
         'c': [np.float32(0.1)],
     }
-    assert encoded.symbols == 5 and encoded.settings() == form and encoded.to_payload() == payload
+    assert encoded.symbols == 5 and encoded.settings == form and encoded.to_payload() == payload
     expected = [0.1 + 3 * (sigmoid(-2 * (0.5 + p) + 0.75) + sigmoid(28.875 * (0.5 + p) - 0.75)) for p in (2, 3)]
     assert encoded.decode().tolist() == [pytest.approx(expected, abs=1e-6)]
 
@@ -159,7 +170,7 @@ def test_bits_of_the_decoded_matrix_are_those_of_every_machine():
 @pytest.mark.parametrize(('shape', 'form'), CASES)
 def test_regenerating_gives_the_bits_of_decoding(shape, form):
     encoded = Sigmoid.from_payload(shape, form, payload_of(shape, form))
-    assert torch.equal(Sigmoid.regenerate(encoded.states()), encoded.decode())
+    assert torch.equal(LIVE.regenerate(encoded.states()), encoded.decode())
 
 
 def test_every_number_of_threads_gives_the_same_bits():
@@ -182,10 +193,10 @@ def test_gradients_are_those_of_the_formula(form):
     states = Sigmoid.from_payload(shape, form, payload_of(shape, form, spread=1.0)).states()
     upstream = randn(*shape, seed=1)
     ours = {name: value.clone().requires_grad_() for name, value in states.items()}
-    Sigmoid.regenerate(ours).backward(upstream)
+    LIVE.regenerate(ours).backward(upstream)
     wide = {name: value.double().requires_grad_() for name, value in states.items()}
     differentiable_formula(wide).backward(upstream.double())
-    for name in Sigmoid.state_names:
+    for name in LIVE.state_names:
         expected = wide[name].grad
         assert ours[name].grad.shape == expected.shape
         assert (ours[name].grad - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6, name
@@ -196,7 +207,7 @@ def test_gradients_with_several_tiles_against_differences():
     states = Sigmoid.from_payload(shape, form, payload_of(shape, form, spread=1.0)).states()
     upstream = randn(*shape, seed=1)
     leaves = {name: value.clone().requires_grad_() for name, value in states.items()}
-    Sigmoid.regenerate(leaves).backward(upstream)
+    LIVE.regenerate(leaves).backward(upstream)
     for name, value in states.items():
         direction = randn(*value.shape, seed=2).double()
         ends = [formula({**states, name: value.double() + step * direction}) for step in (1e-5, -1e-5)]
@@ -206,11 +217,11 @@ def test_gradients_with_several_tiles_against_differences():
 
 def test_random_states_have_the_sizes_asked_for_and_scale():
     form = form_of(6, 4, shifts=3, row_blocks=2, col_blocks=3)
-    states = Sigmoid.random_states((10, 20), form)
+    states = LIVE.random_states((10, 20), form)
     sizes = {name: tuple(value.shape) for name, value in states.items()}
     assert sizes == {'q': (3, 10, 6), 'p': (2, 20, 6), 'M': (3, 4, 6), 'b': (3, 4), 'w': (4,), 'c': ()}
-    weight = Sigmoid.regenerate(states)
-    scaled = Sigmoid.regenerate(Sigmoid.scaled_states(states, 0.3, -2.0))
+    weight = LIVE.regenerate(states)
+    scaled = LIVE.regenerate(LIVE.scaled_states(states, 0.3, -2.0))
     assert torch.allclose(scaled, 0.3 * weight - 2, atol=1e-5)
 
 
@@ -219,8 +230,8 @@ def test_random_states_have_the_sizes_asked_for_and_scale():
 
 def test_the_parameters_of_the_paper():
     form = form_of(52, 14)
-    assert parameter_count((128, 256), form) == 24435
-    q, p, metric, b, w, c = (x.numel() for x in Sigmoid.random_states((128, 256), form).values())
+    assert form.parameter_count((128, 256)) == 24435
+    q, p, metric, b, w, c = (x.numel() for x in LIVE.random_states((128, 256), form).values())
     assert q + p + metric + b + w + c == 24435
 
 
@@ -234,13 +245,13 @@ def test_payloads_come_back(data):
     )
     payload = payload_of(shape, form, seed=data.draw(st.integers(0, 99)))
     encoded = Sigmoid.from_payload(shape, form, payload)
-    assert encoded.shape == shape and encoded.settings() == form and encoded.to_payload() == payload
+    assert encoded.shape == shape and encoded.settings == form and encoded.to_payload() == payload
     states = encoded.states()
     assert encoded.symbols == sum(states[name].numel() for name in 'qpM')
-    assert sum(value.numel() for value in states.values()) == parameter_count(shape, form)
+    assert sum(value.numel() for value in states.values()) == form.parameter_count(shape)
     size = 8 * len(payload)
-    assert encoded.payload_bits() == payload_bits(shape, form) == Sigmoid.planned_bits(shape, form) == size
-    again = Sigmoid.from_payload(shape, encoded.settings(), encoded.to_payload())
+    assert encoded.payload_bits() == form.payload_bits(shape) == SigmoidFitter().planned_bits(shape, form) == size
+    again = Sigmoid.from_payload(shape, encoded.settings, encoded.to_payload())
     assert torch.equal(again.decode(), encoded.decode())
 
 
@@ -248,14 +259,14 @@ def test_payloads_come_back(data):
 @given(st.integers(17, 40), st.integers(17, 60), st.floats(0.6, 12), st.sampled_from([0, 2, 5, 8]))
 def test_a_fit_has_the_planned_bits(out, inputs, rate, bits):
     budget = rate * out * inputs
-    form = Sigmoid.configure((out, inputs), budget, state_bits=bits)
+    form = SigmoidFitter(state_bits=bits).configure((out, inputs), budget)
     if form is None:
         return
-    encoded = Sigmoid.fit(randn(out, inputs), form, effort=0.01)
-    assert encoded.settings() == form
-    assert encoded.payload_bits() == 8 * len(encoded.to_payload()) == Sigmoid.planned_bits((out, inputs), form)
+    encoded = fit(randn(out, inputs), form, effort=0.01)
+    assert encoded.settings == form
+    assert encoded.payload_bits() == 8 * len(encoded.to_payload()) == SigmoidFitter().planned_bits((out, inputs), form)
     assert encoded.payload_bits() <= budget
-    again = Sigmoid.from_payload(encoded.shape, encoded.settings(), encoded.to_payload())
+    again = Sigmoid.from_payload(encoded.shape, encoded.settings, encoded.to_payload())
     assert torch.equal(again.decode(), encoded.decode())
 
 
@@ -263,31 +274,32 @@ def test_a_fit_has_the_planned_bits(out, inputs, rate, bits):
 @given(st.integers(1, 400), st.integers(1, 400), st.floats(0, 20), st.sampled_from([0, 2, 4, 8]))
 def test_the_largest_dq_within_the_budget_is_chosen(out, inputs, rate, bits):
     shape, budget = (out, inputs), rate * out * inputs
-    form = Sigmoid.configure(shape, budget, state_bits=bits)
+    form = SigmoidFitter(state_bits=bits).configure(shape, budget)
     if form is not None:
-        assert payload_bits(shape, form) <= budget
-        assert Sigmoid.configure(shape, budget, dq=form['dq'] + 1, state_bits=form['state_bits']) is None
+        assert form.payload_bits(shape) <= budget
+        assert SigmoidFitter(dq=form.dq + 1, state_bits=form.state_bits).configure(shape, budget) is None
         if bits:
-            assert form['state_bits'] == bits
+            assert form.state_bits == bits
     elif bits:
         smallest = form_of(1, 2, 6, math.ceil(out / TILE[0]), math.ceil(inputs / TILE[1]), bits)
-        assert payload_bits(shape, smallest) > budget
+        assert smallest.payload_bits(shape) > budget
 
 
 def test_options_fix_single_settings():
-    fixed = form_of(9, 3, shifts=4, row_blocks=1, col_blocks=1, state_bits=7)
-    assert Sigmoid.configure((300, 300), 1e6, **fixed) == fixed
-    assert Sigmoid.configure((300, 300), 100, **fixed) is None
-    free = Sigmoid.configure((300, 300), 1e5)
-    assert free['shifts'] == 6 and free['dq'] > 1 and free['dmu'] % 2 == 0
+    fixed = form_of(9, 3, shifts=4, row_blocks=1, col_blocks=1, state_bits=7).to_json()
+    assert SigmoidFitter(**fixed).configure((300, 300), 1e6).to_json() == fixed
+    assert SigmoidFitter(**fixed).configure((300, 300), 100) is None
+    free = SigmoidFitter().configure((300, 300), 1e5)
+    assert free.shifts == 6 and free.dq > 1 and free.dmu % 2 == 0
     for option in ({'state_bits': 9}, {'shifts': 100}, {'row_blocks': 301}):
         with pytest.raises(RiemError):
-            Sigmoid.configure((300, 300), 1e6, **option)
+            SigmoidFitter(**option).configure((300, 300), 1e6)
 
 
 # ---- payloads and settings that lie
 
 SHAPE, FORM = (6, 7), form_of(3, 2, shifts=2, row_blocks=2, col_blocks=1, state_bits=5)
+JSON = FORM.to_json()
 PAYLOAD = payload_of(SHAPE, FORM)
 
 
@@ -337,38 +349,38 @@ ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.dictionaries(st.sampled_from([*FORM, 'x']), ANYTHING))
+@given(st.dictionaries(st.sampled_from([*JSON, 'x']), ANYTHING))
 def test_other_settings_are_refused(changes):
-    for form in ({**FORM, **changes}, changes):
-        if form != FORM or any(type(form[key]) is not int for key in form):
+    for form in ({**JSON, **changes}, changes):
+        if form != JSON or any(type(form[key]) is not int for key in form):
             with pytest.raises(RiemError):
-                Sigmoid.from_payload(SHAPE, form, PAYLOAD)
+                Sigmoid.from_record(SHAPE, form, PAYLOAD)
 
 
-@pytest.mark.parametrize('key', FORM)
+@pytest.mark.parametrize('key', JSON)
 @pytest.mark.parametrize('value', [True, None, 2.0, '2', -1, 0, 1 << 20, 10**4000])
 def test_each_setting_is_checked(key, value):
     with pytest.raises(RiemError) as raised:
-        Sigmoid.from_payload(SHAPE, {**FORM, key: value}, PAYLOAD)
+        Sigmoid.from_record(SHAPE, {**JSON, key: value}, PAYLOAD)
     assert '\n' not in str(raised.value) and len(str(raised.value)) < 500
     with pytest.raises(RiemError):
-        Sigmoid.from_payload(SHAPE, {name: FORM[name] for name in FORM if name != key}, PAYLOAD)
+        Sigmoid.from_record(SHAPE, {name: JSON[name] for name in JSON if name != key}, PAYLOAD)
 
 
 @pytest.mark.parametrize('blocks', [{'row_blocks': 7}, {'col_blocks': 8}])
 def test_more_blocks_than_neurons_are_refused(blocks):
-    form = {**FORM, **blocks}
+    form = dataclasses.replace(FORM, **blocks)
     with pytest.raises(RiemError, match='more blocks than neurons'):
         Sigmoid.from_payload(SHAPE, form, payload_of(SHAPE, form))
     with pytest.raises(RiemError, match='more blocks than neurons'):
-        Sigmoid.fit(randn(*SHAPE), form)
+        fit(randn(*SHAPE), form)
 
 
 def test_a_small_payload_cannot_ask_for_much_memory():
     """A quarter of a megabyte would otherwise become terabytes of sigmoid arguments."""
     shape, form = (1 << 20, 2), form_of(1, 1 << 12, shifts=64, state_bits=2)
     with pytest.raises(RiemError, match='arguments'):
-        Sigmoid.from_payload(shape, form, bytes(payload_bits(shape, form) // 8))
+        Sigmoid.from_payload(shape, form, bytes(form.payload_bits(shape) // 8))
 
 
 # ---- fitting
@@ -387,33 +399,31 @@ def test_five_decibels_better_than_the_svd_with_as_many_parameters():
     """The case of the paper: Dq 52, Dmu 14, 8-bit states, one tile, against the unquantised SVD of rank 64."""
     weight, rank = falling_gaussian(), 64
     form = form_of(52, 14, state_bits=8)
-    assert parameter_count((128, 256), form) < rank * (128 + 256)
+    assert form.parameter_count((128, 256)) < rank * (128 + 256)
     singular = torch.linalg.svdvals(weight.double())
     svd = float(10 * torch.log10(singular.square().sum() / singular[rank:].square().sum()))
-    assert snr(weight, Sigmoid.fit(weight, form).decode()) >= svd + 5
+    assert snr(weight, fit(weight, form).decode()) >= svd + 5
 
 
 def test_more_bytes_fit_better():
     weight = randn(40, 60)
     found = []
     for rate in (2, 4, 8, 16):
-        form = Sigmoid.configure((40, 60), rate * weight.numel())
-        found.append(snr(weight, Sigmoid.fit(weight, form, effort=0.5).decode()))
+        form = SigmoidFitter().configure((40, 60), rate * weight.numel())
+        found.append(snr(weight, fit(weight, form, effort=0.5).decode()))
     assert found == sorted(found) and found[0] > 2 and found[-1] > 25
 
 
 def test_few_state_bits_cost_less_than_rounding_to_the_nearest_level():
     """To the nearest level, 3 bits would cost 5.6 dB of the 8.8 dB."""
     weight = randn(40, 60)
-    fine, coarse = (
-        snr(weight, Sigmoid.fit(weight, form_of(12, 4, state_bits=bits), effort=0.5).decode()) for bits in (8, 3)
-    )
+    fine, coarse = (snr(weight, fit(weight, form_of(12, 4, state_bits=bits), effort=0.5).decode()) for bits in (8, 3))
     assert fine > 8 and coarse > fine - 5
 
 
 def test_the_same_seed_gives_the_same_bytes():
     weight, form = randn(30, 40), form_of(8, 4)
-    first, again, other = (Sigmoid.fit(weight, form, seed=seed, effort=0.1).to_payload() for seed in (3, 3, 4))
+    first, again, other = (fit(weight, form, seed=seed, effort=0.1).to_payload() for seed in (3, 3, 4))
     assert first == again != other
 
 
@@ -421,15 +431,15 @@ def test_a_fit_draws_from_no_global_generator():
     weight, form = randn(30, 40), form_of(8, 4)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    Sigmoid.fit(weight, form, effort=0.1)
+    fit(weight, form, effort=0.1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_of_several_seeds_one_of_the_better_ones_survives():
     weight = randn(48, 80)
-    form = Sigmoid.configure((48, 80), 8 * weight.numel())
-    alone = [Sigmoid.fit(weight, form, seed=seed) for seed in (4, 5, 6, 7)]
-    together = Sigmoid.fit(weight, form, seed=4, seeds=4)
+    form = SigmoidFitter().configure((48, 80), 8 * weight.numel())
+    alone = [fit(weight, form, seed=seed) for seed in (4, 5, 6, 7)]
+    together = fit(weight, form, seed=4, seeds=4)
     assert together.to_payload() in [fit.to_payload() for fit in alone]
     found = sorted((snr(weight, fit.decode()) for fit in alone), reverse=True)
     assert snr(weight, together.decode()) > found[-1] + 0.3
@@ -437,7 +447,7 @@ def test_of_several_seeds_one_of_the_better_ones_survives():
 
 def test_several_seeds_give_the_same_bytes_again():
     weight, form = randn(30, 40), form_of(8, 4)
-    first, again = (Sigmoid.fit(weight, form, seed=5, seeds=3, effort=0.3).to_payload() for _ in range(2))
+    first, again = (fit(weight, form, seed=5, seeds=3, effort=0.3).to_payload() for _ in range(2))
     assert first == again
 
 
@@ -445,7 +455,7 @@ def test_several_seeds_give_the_same_bytes_again():
 @pytest.mark.parametrize('effort', [0.01, 0.2])
 def test_progress_goes_up_to_one(seeds, effort):
     seen = []
-    Sigmoid.fit(randn(20, 30), form_of(4, 2), seeds=seeds, effort=effort, progress=seen.append)
+    fit(randn(20, 30), form_of(4, 2), seeds=seeds, effort=effort, progress=seen.append)
     assert seen == sorted(seen) and 0 < seen[0] < 0.3 and seen[-1] == 1.0
 
 
@@ -463,8 +473,8 @@ def test_a_weighted_fit_is_better_where_the_weights_are(side, blocks):
         'input_metric': None if side == 'output' else torch.diag(columns) * 7,
         'output_weights': None if side == 'input' else rows / 3,
     }
-    plain = (weight - Sigmoid.fit(weight, form, effort=0.5).decode()).square()
-    fitted = (weight - Sigmoid.fit(weight, form, effort=0.5, **arguments).decode()).square()
+    plain = (weight - fit(weight, form, effort=0.5).decode()).square()
+    fitted = (weight - fit(weight, form, effort=0.5, **arguments).decode()).square()
     pairs = rows[:, None] * columns
     assert (pairs * fitted).sum() < 0.8 * (pairs * plain).sum()
     assert fitted[pairs == pairs.min()].mean() > plain[pairs == pairs.min()].mean()
@@ -472,8 +482,8 @@ def test_a_weighted_fit_is_better_where_the_weights_are(side, blocks):
 
 def test_equal_weights_are_no_weights():
     weight, form = randn(20, 30), form_of(5, 2)
-    plain = Sigmoid.fit(weight, form, effort=0.2)
-    equal = Sigmoid.fit(weight, form, effort=0.2, input_metric=torch.eye(30) * 4, output_weights=torch.ones(20) * 9)
+    plain = fit(weight, form, effort=0.2)
+    equal = fit(weight, form, effort=0.2, input_metric=torch.eye(30) * 4, output_weights=torch.ones(20) * 9)
     assert snr(weight, equal.decode()) == pytest.approx(snr(weight, plain.decode()), abs=0.3)
 
 
@@ -481,30 +491,30 @@ def test_weights_of_zero_leave_the_rest():
     weight, form = randn(20, 30), form_of(5, 2)
     rows = torch.ones(20)
     rows[7:] = 0
-    fitted = Sigmoid.fit(weight, form, effort=0.3, output_weights=rows).decode()
-    plain = Sigmoid.fit(weight, form, effort=0.3).decode()
+    fitted = fit(weight, form, effort=0.3, output_weights=rows).decode()
+    plain = fit(weight, form, effort=0.3).decode()
     assert fitted.isfinite().all() and snr(weight[:7], fitted[:7]) > snr(weight[:7], plain[:7]) + 2
-    assert Sigmoid.fit(weight, form, effort=0.1, output_weights=rows * 0).decode().isfinite().all()
+    assert fit(weight, form, effort=0.1, output_weights=rows * 0).decode().isfinite().all()
 
 
 @pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-6, 1e6, 1e30])
 def test_weights_of_any_scale_fit_as_well(scale):
     weight, form = randn(30, 40), form_of(16, 6)
-    reference, found = (snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight * scale))
+    reference, found = (snr(x, fit(x, form, effort=0.3).decode()) for x in (weight, weight * scale))
     assert found > reference - 0.5
 
 
 @pytest.mark.parametrize('mean', [5.0, -100.0, 1e4])
 def test_a_mean_far_from_zero_costs_nothing(mean):
     weight, form = randn(30, 40), form_of(16, 6)
-    reference, found = (snr(x, Sigmoid.fit(x, form, effort=0.3).decode()) for x in (weight, weight + mean))
+    reference, found = (snr(x, fit(x, form, effort=0.3).decode()) for x in (weight, weight + mean))
     assert found > reference - 0.5
 
 
 @pytest.mark.parametrize('value', [0.0, 0.1, -1e3 / 3, 1e-20])
 def test_a_constant_matrix_is_exact(value):
     weight = torch.full((20, 30), value)
-    assert torch.equal(Sigmoid.fit(weight, form_of(4, 2), effort=0.1).decode(), weight)
+    assert torch.equal(fit(weight, form_of(4, 2), effort=0.1).decode(), weight)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +531,7 @@ def test_a_constant_matrix_is_exact(value):
 )
 @pytest.mark.parametrize('bits', [4, 8])
 def test_degenerate_matrices(weight, least, bits):
-    decoded = Sigmoid.fit(weight, form_of(16, 6, state_bits=bits)).decode()
+    decoded = fit(weight, form_of(16, 6, state_bits=bits)).decode()
     assert decoded.isfinite().all() and snr(weight, decoded) > least
 
 
@@ -529,7 +539,7 @@ def test_degenerate_matrices(weight, least, bits):
 @pytest.mark.parametrize('form', [form_of(1, 1), form_of(20, 4, state_bits=2)])
 def test_tiny_matrices(shape, form):
     weight = randn(*shape)
-    decoded = Sigmoid.fit(weight, form, effort=0.3).decode()
+    decoded = fit(weight, form, effort=0.3).decode()
     # no worse than the mean, but for the rounding of few bits
     assert decoded.isfinite().all()
     assert (weight - decoded).square().sum() <= 1.05 * (weight - weight.mean()).square().sum() + 1e-6
@@ -539,22 +549,22 @@ def test_tiny_matrices(shape, form):
 def test_arguments_that_make_no_sense_are_refused(value):
     weight, form = randn(5, 6), form_of(2, 2)
     with pytest.raises(RiemError, match='input metric'):
-        Sigmoid.fit(weight, form, input_metric=torch.eye(6) * value)
+        fit(weight, form, input_metric=torch.eye(6) * value)
     with pytest.raises(RiemError, match='output weights'):
-        Sigmoid.fit(weight, form, output_weights=torch.ones(5) * value)
+        fit(weight, form, output_weights=torch.ones(5) * value)
     with pytest.raises(RiemError, match=r'input metric has shape \(5, 5\)'):
-        Sigmoid.fit(weight, form, input_metric=torch.eye(5))
+        fit(weight, form, input_metric=torch.eye(5))
     with pytest.raises(RiemError, match='two non-empty dimensions'):
-        Sigmoid.fit(weight[None], form)
+        fit(weight[None], form)
     weight[2, 3] = value
     with pytest.raises(RiemError, match='NaN or infinite'):
-        Sigmoid.fit(weight, form)
+        fit(weight, form)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes_are_fitted_too(dtype):
     weight = randn(20, 30).to(dtype)
-    decoded = Sigmoid.fit(weight, form_of(12, 4), effort=0.3).decode()
+    decoded = fit(weight, form_of(12, 4), effort=0.3).decode()
     assert decoded.dtype == torch.float32 and snr(weight.float(), decoded) > 5
 
 
@@ -566,7 +576,7 @@ def test_chunks_of_every_size_fit_alike(monkeypatch, blocks):
     for sigmoids in (1, 1 << 26):
         for name in ('CHUNK', 'ROUNDING_CHUNK'):
             monkeypatch.setattr(fit_module, name, dict.fromkeys((True, False), sigmoids))
-        found.append(snr(weight, Sigmoid.fit(weight, form, effort=0.3).decode()))
+        found.append(snr(weight, fit(weight, form, effort=0.3).decode()))
     assert found[0] == pytest.approx(found[1], abs=1.5 if max(blocks) > 1 else 0)
 
 
@@ -582,7 +592,7 @@ def test_a_fit_that_gains_no_more_is_idle():
 
 @pytest.mark.parametrize('sweeps', [4, 5, 6, 11, 56])
 def test_the_schedule_has_as_many_steps_as_asked_for(sweeps):
-    schedule = fit_module._schedule(sweeps)
+    schedule = fit_module.schedule_of(sweeps)
     assert sum(repeats for _, repeats in schedule) == sweeps and schedule[0] == (0.0, 1)
     done = [sum(repeats for _, repeats in schedule[:number]) / sweeps for number in range(len(schedule))]
     assert [share for share, _ in schedule] == done

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Union
 
 import numpy as np
 import torch
@@ -13,8 +11,6 @@ from torch import Tensor
 from ...coding import entropy
 from ...errors import RiemError
 
-MetricBlocks = Union[Tensor, Sequence[Tensor]]
-"""``A``: ``(in, in)``; or ``(groups, in, in)`` for consecutive rows; or such blocks over consecutive columns."""
 OCTAVE = 4
 """Row and column steps are powers of ``2 ** (1 / OCTAVE)``."""
 FINE_OCTAVE = 32

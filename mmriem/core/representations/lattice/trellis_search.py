@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...coding.paths import NEXT, STATES
+from ...coding.trellis import NEXT, STATES
 from . import native
 
 PRICE = 0.3

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmriem.core.errors import RiemError
-from mmriem.core.representations.base import get_representation
-from mmriem.core.representations.bilinear import Bilinear
+from mmriem.core.representations.bilinear.codec import Bilinear
+from mmriem.core.representations.bilinear.fitter import BilinearFitter
+from mmriem.core.representations.bilinear.live import BilinearStates
+from mmriem.core.representations.bilinear.representation import BILINEAR
+from mmriem.core.representations.bilinear.settings import BilinearBudget, BilinearSettings
+from mmriem.core.representations.registry import get_representation
+
+LIVE = BilinearStates()
 
 
 def randn(*shape, seed=0):
@@ -49,18 +55,18 @@ def payload_of(shape, rank, bits, rng):
 
 
 def test_it_is_registered():
-    assert get_representation('bilinear') is Bilinear
+    assert get_representation('bilinear') is BILINEAR and BILINEAR.codec is Bilinear
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(st.integers(1, 20), st.integers(1, 20)), st.integers(1, 9), st.integers(2, 8), st.integers(0, 99))
 def test_payloads_come_back(shape, rank, bits, seed):
     payload, floats, codes = payload_of(shape, rank, bits, np.random.default_rng(seed))
-    form = {'rank': rank, 'state_bits': bits}
+    form = BilinearSettings(rank, bits)
     encoded = Bilinear.from_payload(shape, form, payload)
-    assert encoded.shape == shape and encoded.settings() == form and encoded.symbols == rank * sum(shape)
+    assert encoded.shape == shape and encoded.settings == form and encoded.symbols == rank * sum(shape)
     assert encoded.to_payload() == payload
-    assert encoded.payload_bits() == 8 * len(payload) == Bilinear.planned_bits(shape, form)
+    assert encoded.payload_bits() == 8 * len(payload) == BilinearFitter().planned_bits(shape, form)
     # W_ij = sum_r q_ir p_jr with q = low + step * integer
     low_q, step_q, low_p, step_p = floats.astype(np.float64).reshape(4, rank)
     q = low_q + step_q * codes[0].reshape(-1, rank)
@@ -76,10 +82,10 @@ def test_payloads_come_back(shape, rank, bits, seed):
 @pytest.mark.parametrize('exponent', [-75, -7, 7, 60])
 def test_states_are_in_units_of_a_power_of_two(exponent):
     payload, *_ = payload_of((5, 6), 3, 4, np.random.default_rng(0))
-    plain = Bilinear.from_payload((5, 6), {'rank': 3, 'state_bits': 4}, payload)
-    form = {'rank': 3, 'state_bits': 4, 'exponent': exponent}
+    plain = Bilinear.from_payload((5, 6), BilinearSettings(3, 4), payload)
+    form = BilinearSettings(3, 4, exponent)
     scaled = Bilinear.from_payload((5, 6), form, payload)
-    assert scaled.settings() == form and scaled.to_payload() == payload
+    assert scaled.settings == form and scaled.to_payload() == payload
     for name, value in plain.states().items():
         assert torch.equal(scaled.states()[name].double(), value.double() * 2.0**exponent)
     assert torch.equal(scaled.decode(), (plain.decode().double() * 4.0**exponent).float())
@@ -93,16 +99,16 @@ def test_bits_of_the_decoded_matrix_are_those_of_every_machine():
     streams = [bytes((89 * k + 7 * k * k + 13) % 256 for k in range(size)) for size in sizes]
     streams = [s[:-1] + bytes([0]) for s in streams]  # the last byte has padding bits
     payload = struct.pack(f'<{4 * rank}e', *floats) + b''.join(streams)
-    decoded = Bilinear.from_payload(shape, {'rank': rank, 'state_bits': bits}, payload).decode()
+    decoded = Bilinear.from_payload(shape, BilinearSettings(rank, bits), payload).decode()
     digest = hashlib.sha256(decoded.numpy().astype('<f4').tobytes()).hexdigest()
     assert digest == 'b93b95670cec6e8f9577bf7d5e39c8491880561e0d5a2a3f3a3c689634f61a63'
 
 
 def test_regenerating_from_states_is_differentiable():
-    encoded = Bilinear.fit(randn(12, 9), {'rank': 4, 'state_bits': 6})
+    encoded = BilinearFitter().fit(randn(12, 9), BilinearSettings(4, 6))
     states = {name: value.requires_grad_() for name, value in encoded.states().items()}
-    assert tuple(states) == Bilinear.state_names
-    weight = Bilinear.regenerate(states)
+    assert tuple(states) == LIVE.state_names
+    weight = LIVE.regenerate(states)
     assert torch.allclose(weight, encoded.decode(), atol=1e-5)
     upstream = randn(12, 9, seed=1)
     weight.backward(upstream)
@@ -111,10 +117,10 @@ def test_regenerating_from_states_is_differentiable():
 
 
 def test_random_and_scaled_states_have_the_sizes_asked_for():
-    states = Bilinear.random_states((10, 7), {'rank': 3, 'state_bits': 8})
+    states = LIVE.random_states((10, 7), BilinearSettings(3, 8))
     assert {name: tuple(value.shape) for name, value in states.items()} == {'q': (10, 3), 'p': (7, 3)}
-    scaled = Bilinear.regenerate(Bilinear.scaled_states(states, 0.25, 0.0))
-    assert torch.allclose(scaled, 0.25 * Bilinear.regenerate(states), atol=1e-6)
+    scaled = LIVE.regenerate(LIVE.scaled_states(states, 0.25, 0.0))
+    assert torch.allclose(scaled, 0.25 * LIVE.regenerate(states), atol=1e-6)
 
 
 # ---- payloads and settings that lie
@@ -125,7 +131,7 @@ PAYLOAD = payload_of((6, 7), 3, 5, np.random.default_rng(1))[0]
 
 
 def parse(payload, form=FORM, shape=(6, 7)):
-    return Bilinear.from_payload(shape, form, payload)
+    return Bilinear.from_record(shape, form, payload)
 
 
 @pytest.mark.parametrize('length', [0, 1, len(PAYLOAD) // 2, len(PAYLOAD) - 1])
@@ -197,35 +203,35 @@ def test_settings_of_other_types_and_sizes_are_refused(form):
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0, 20), st.integers(2, 8))
 def test_the_highest_rank_within_the_budget_is_chosen(out, inputs, rate, bits):
     shape, budget = (out, inputs), rate * out * inputs
-    form = Bilinear.configure(shape, budget, state_bits=bits)
-    rank = form['rank'] if form else 0
+    form = BilinearFitter(state_bits=bits).configure(shape, budget)
+    rank = form.rank if form else 0
     if form:
-        assert Bilinear.planned_bits(shape, form) <= budget and rank <= min(shape)
+        assert BilinearFitter().planned_bits(shape, form) <= budget and rank <= min(shape)
     if rank < min(shape):
-        assert Bilinear.planned_bits(shape, {'rank': rank + 1, 'state_bits': bits}) > budget
+        assert BilinearFitter().planned_bits(shape, BilinearSettings(rank + 1, bits)) > budget
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 24), st.integers(1, 24), st.floats(0.3, 20), st.sampled_from([0, 3, 8]))
 def test_a_fit_has_at_most_the_planned_bits(out, inputs, rate, bits):
-    form = Bilinear.configure((out, inputs), rate * out * inputs, state_bits=bits)
+    form = BilinearFitter(state_bits=bits).configure((out, inputs), rate * out * inputs)
     if form is None:
         return
-    encoded = Bilinear.fit(randn(out, inputs), form)
-    planned = Bilinear.planned_bits((out, inputs), form)
+    encoded = BilinearFitter().fit(randn(out, inputs), form)
+    planned = BilinearFitter().planned_bits((out, inputs), form)
     assert encoded.payload_bits() == 8 * len(encoded.to_payload()) <= planned <= rate * out * inputs
     if bits:
-        assert encoded.payload_bits() == planned and encoded.settings() == form
-    again = Bilinear.from_payload(encoded.shape, encoded.settings(), encoded.to_payload())
+        assert encoded.payload_bits() == planned and encoded.settings == form
+    again = Bilinear.from_payload(encoded.shape, encoded.settings, encoded.to_payload())
     assert torch.equal(again.decode(), encoded.decode())
 
 
 def test_options_fix_single_settings():
-    assert Bilinear.configure((40, 50), 1e6, rank=7, state_bits=6) == {'rank': 7, 'state_bits': 6}
-    assert Bilinear.configure((40, 50), 100, rank=7, state_bits=6) is None
-    assert Bilinear.configure((40, 50), 10) is None
+    assert BilinearFitter(rank=7, state_bits=6).configure((40, 50), 1e6) == BilinearSettings(7, 6)
+    assert BilinearFitter(rank=7, state_bits=6).configure((40, 50), 100) is None
+    assert BilinearFitter().configure((40, 50), 10) is None
     with pytest.raises(RiemError, match='state_bits'):
-        Bilinear.configure((40, 50), 1e6, state_bits=9)
+        BilinearFitter(state_bits=9).configure((40, 50), 1e6)
 
 
 # ---- fitting
@@ -234,7 +240,7 @@ def test_options_fix_single_settings():
 def test_at_8_bits_it_is_the_truncated_svd_up_to_rounding():
     weight = randn(40, 60)
     best = truncated_svd(weight, 10)
-    fitted = Bilinear.fit(weight, {'rank': 10, 'state_bits': 8}).decode()
+    fitted = BilinearFitter().fit(weight, BilinearSettings(10, 8)).decode()
     least, error = ((weight - x).double().square().sum() for x in (best, fitted))
     assert least <= error <= 1.001 * least
     assert snr(best, fitted) > 35
@@ -242,8 +248,8 @@ def test_at_8_bits_it_is_the_truncated_svd_up_to_rounding():
 
 def test_more_bits_and_higher_ranks_fit_better():
     weight = randn(30, 40)
-    by_bits = [snr(weight, Bilinear.fit(weight, {'rank': 30, 'state_bits': bits}).decode()) for bits in (3, 5, 8)]
-    by_rank = [snr(weight, Bilinear.fit(weight, {'rank': rank, 'state_bits': 8}).decode()) for rank in (5, 15, 30)]
+    by_bits = [snr(weight, BilinearFitter().fit(weight, BilinearSettings(30, bits)).decode()) for bits in (3, 5, 8)]
+    by_rank = [snr(weight, BilinearFitter().fit(weight, BilinearSettings(rank, 8)).decode()) for rank in (5, 15, 30)]
     assert by_bits == sorted(by_bits) and by_rank == sorted(by_rank)
     assert by_bits[-1] > 40 and by_bits[-1] - by_bits[0] > 20
 
@@ -253,11 +259,11 @@ def test_open_state_bits_are_those_of_the_best_fit(rank, bits):
     """Many bits for a matrix of low rank, many ranks for one of full rank."""
     weight = randn(30, rank) @ randn(rank, 40, seed=1)
     budget = 5.0 * weight.numel()
-    chosen = Bilinear.fit(weight, Bilinear.configure((30, 40), budget))
-    each = [Bilinear.fit(weight, Bilinear.configure((30, 40), budget, state_bits=b)) for b in range(4, 9)]
+    chosen = BilinearFitter().fit(weight, BilinearFitter().configure((30, 40), budget))
+    each = [BilinearFitter().fit(weight, BilinearFitter(state_bits=b).configure((30, 40), budget)) for b in range(4, 9)]
     best = max(each, key=lambda fit: snr(weight, fit.decode()))
     assert chosen.to_payload() == best.to_payload()
-    assert best.settings()['state_bits'] == bits
+    assert best.settings.state_bits == bits
 
 
 def test_rounding_in_turn_beats_rounding_the_svd():
@@ -271,7 +277,7 @@ def test_rounding_in_turn_beats_rounding_the_svd():
 
     balance = singular[:rank].sqrt()
     plain = rounded(left[:, :rank] * balance) @ rounded(right[:rank].T * balance).T
-    fitted = Bilinear.fit(weight, {'rank': rank, 'state_bits': 4}).decode()
+    fitted = BilinearFitter().fit(weight, BilinearSettings(rank, 4)).decode()
     best = truncated_svd(weight, rank).float()
     assert snr(best, fitted) > snr(best, plain) + 1 and snr(weight, fitted) > snr(weight, plain)
 
@@ -286,9 +292,9 @@ def test_a_weighted_fit_is_better_where_the_weights_are(use):
     weight = randn(30, 50, seed=4)
     metric, rows = metric_and_rows()
     given = {'metric': metric if use != 'rows' else None, 'rows': rows if use != 'metric' else None}
-    form = {'rank': 8, 'state_bits': 8}
-    fitted = Bilinear.fit(weight, form, input_metric=given['metric'], output_weights=given['rows']).decode()
-    plain = Bilinear.fit(weight, form).decode()
+    form = BilinearSettings(8, 8)
+    fitted = BilinearFitter().fit(weight, form, input_metric=given['metric'], output_weights=given['rows']).decode()
+    plain = BilinearFitter().fit(weight, form).decode()
     assert weighted(weight, fitted, **given) < 0.6 * weighted(weight, plain, **given)
     assert weighted(weight, fitted) > weighted(weight, plain)
 
@@ -297,7 +303,7 @@ def test_the_weighted_fit_is_the_best_there_is():
     """Against the closed form in float64: SVD of ``diag(g)^(1/2) W A^(1/2)``."""
     weight = randn(30, 50, seed=4)
     metric, rows = metric_and_rows()
-    fitted = Bilinear.fit(weight, {'rank': 8, 'state_bits': 8}, input_metric=metric, output_weights=rows).decode()
+    fitted = BilinearFitter().fit(weight, BilinearSettings(8, 8), input_metric=metric, output_weights=rows).decode()
     values, vectors = torch.linalg.eigh(metric.double())
     half = vectors * values.clamp_min(0).sqrt() @ vectors.T
     singular = torch.linalg.svdvals(rows.double().sqrt()[:, None] * weight.double() @ half)
@@ -309,9 +315,9 @@ def test_the_weighted_fit_is_the_best_there_is():
 def test_the_scale_of_the_weights_of_the_error_is_irrelevant(factor):
     weight = randn(30, 50, seed=4)
     metric, rows = metric_and_rows()
-    form = {'rank': 8, 'state_bits': 8}
-    once = Bilinear.fit(weight, form, input_metric=metric, output_weights=rows).decode()
-    scaled = Bilinear.fit(weight, form, input_metric=metric * factor, output_weights=rows * factor).decode()
+    form = BilinearSettings(8, 8)
+    once = BilinearFitter().fit(weight, form, input_metric=metric, output_weights=rows).decode()
+    scaled = BilinearFitter().fit(weight, form, input_metric=metric * factor, output_weights=rows * factor).decode()
     ratio = weighted(weight, scaled, metric, rows) / weighted(weight, once, metric, rows)
     assert ratio == pytest.approx(1, rel=1e-3)
 
@@ -320,15 +326,19 @@ def test_inputs_and_outputs_that_never_occur_do_not_disturb_the_others():
     weight = randn(30, 50, seed=4)
     metric, rows = metric_and_rows()
     metric[10:30], metric[:, 10:30], rows[5:15] = 0, 0, 0
-    form = {'rank': 8, 'state_bits': 8}
+    form = BilinearSettings(8, 8)
     used_columns, used_rows = [*range(10), *range(30, 50)], [*range(5), *range(15, 30)]
-    fitted = Bilinear.fit(weight, form, input_metric=metric, output_weights=rows).decode()
-    alone = Bilinear.fit(
-        weight[used_rows][:, used_columns],
-        form,
-        input_metric=metric[used_columns][:, used_columns],
-        output_weights=rows[used_rows],
-    ).decode()
+    fitted = BilinearFitter().fit(weight, form, input_metric=metric, output_weights=rows).decode()
+    alone = (
+        BilinearFitter()
+        .fit(
+            weight[used_rows][:, used_columns],
+            form,
+            input_metric=metric[used_columns][:, used_columns],
+            output_weights=rows[used_rows],
+        )
+        .decode()
+    )
     assert fitted.isfinite().all()
     found = weighted(weight, fitted, metric, rows)
     expected = weighted(
@@ -336,20 +346,20 @@ def test_inputs_and_outputs_that_never_occur_do_not_disturb_the_others():
     )
     assert found <= 1.02 * expected
     for nothing in ({'input_metric': metric * 0}, {'output_weights': rows * 0}):
-        assert Bilinear.fit(weight, form, **nothing).decode().isfinite().all()
+        assert BilinearFitter().fit(weight, form, **nothing).decode().isfinite().all()
 
 
 @pytest.mark.parametrize('scale', [1e-30, 1e-12, 1e-6, 1e6, 1e12, 1e30])
 def test_weights_of_any_scale_fit_as_well(scale):
-    weight, form = randn(30, 40), {'rank': 20, 'state_bits': 8}
-    reference = snr(weight, Bilinear.fit(weight, form).decode())
-    encoded = Bilinear.fit(weight * scale, form)
-    again = Bilinear.from_payload(encoded.shape, encoded.settings(), encoded.to_payload())
+    weight, form = randn(30, 40), BilinearSettings(20, 8)
+    reference = snr(weight, BilinearFitter().fit(weight, form).decode())
+    encoded = BilinearFitter().fit(weight * scale, form)
+    again = Bilinear.from_payload(encoded.shape, encoded.settings, encoded.to_payload())
     assert torch.equal(again.decode(), encoded.decode())
     assert abs(snr(weight * scale, encoded.decode()) - reference) < 0.1
 
 
-@pytest.mark.parametrize('form', [{'rank': 5, 'state_bits': 8}, {'budget': 8000}])
+@pytest.mark.parametrize('form', [BilinearSettings(5, 8), BilinearBudget(8000)])
 @pytest.mark.parametrize(
     ('weight', 'least'),
     [
@@ -367,7 +377,7 @@ def test_weights_of_any_scale_fit_as_well(scale):
     ids=['zero', 'constant', '-1000', 'around1000', 'rank1', 'rank2', 'one-row', 'one-column', 'one-entry', 'outlier'],
 )
 def test_degenerate_matrices(weight, least, form):
-    decoded = Bilinear.fit(weight, form).decode()
+    decoded = BilinearFitter().fit(weight, form).decode()
     if least is None:
         assert torch.equal(decoded, weight)
     else:
@@ -377,7 +387,7 @@ def test_degenerate_matrices(weight, least, form):
 @pytest.mark.parametrize('shape', [(1, 1), (1, 50), (50, 1), (2, 3), (17, 17)])
 def test_tiny_matrices(shape):
     weight = randn(*shape)
-    encoded = Bilinear.fit(weight, {'rank': min(shape), 'state_bits': 8})
+    encoded = BilinearFitter().fit(weight, BilinearSettings(min(shape), 8))
     assert snr(weight, encoded.decode()) > 30
 
 
@@ -386,7 +396,7 @@ def test_weights_that_are_not_finite_are_refused(value):
     weight = randn(5, 6)
     weight[2, 3] = value
     with pytest.raises(RiemError, match='NaN or infinite'):
-        Bilinear.fit(weight, {'rank': 2, 'state_bits': 8})
+        BilinearFitter().fit(weight, BilinearSettings(2, 8))
 
 
 @pytest.mark.parametrize(
@@ -403,26 +413,28 @@ def test_weights_that_are_not_finite_are_refused(value):
 )
 def test_weights_of_the_error_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(RiemError, match=words):
-        Bilinear.fit(randn(5, 6), {'rank': 2, 'state_bits': 8}, **arguments)
+        BilinearFitter().fit(randn(5, 6), BilinearSettings(2, 8), **arguments)
 
 
-@pytest.mark.parametrize('form', [{}, {'rank': 2}, {'rank': 2, 'state_bits': 9}, {'budget': 3}, {'budget': 'x'}])
-def test_a_fit_refuses_settings_that_make_no_sense(form):
-    with pytest.raises(RiemError):
-        Bilinear.fit(randn(5, 6), form)
+def test_configurations_that_make_no_sense_are_refused():
+    for made in (lambda: BilinearSettings(2, 9), lambda: BilinearSettings(2.0, 8), lambda: BilinearBudget(0)):
+        with pytest.raises(RiemError):
+            made()
+    with pytest.raises(RiemError, match='a budget of 3 bits is too small'):
+        BilinearFitter().fit(randn(5, 6), BilinearBudget(3))
 
 
-@pytest.mark.parametrize('form', [{'rank': 3, 'state_bits': 8}, {'budget': 3000}])
+@pytest.mark.parametrize('form', [BilinearSettings(3, 8), BilinearBudget(3000)])
 def test_progress_goes_up_to_one(form):
     seen = []
-    Bilinear.fit(randn(12, 15) @ torch.diag(torch.logspace(0, -3, 15)), form, progress=seen.append)
+    BilinearFitter().fit(randn(12, 15) @ torch.diag(torch.logspace(0, -3, 15)), form, progress=seen.append)
     assert seen == sorted(seen) and seen[0] >= 0 and seen[-1] == 1.0
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_other_dtypes_are_fitted_too(dtype):
     weight = randn(12, 15).to(dtype)
-    decoded = Bilinear.fit(weight, {'rank': 12, 'state_bits': 8}).decode()
+    decoded = BilinearFitter().fit(weight, BilinearSettings(12, 8)).decode()
     assert decoded.dtype == torch.float32 and snr(weight.float(), decoded) > 35
 
 
@@ -435,9 +447,9 @@ def test_a_metric_that_rounding_has_left_a_little_below_semi_definite(noise):
     errors = noise * metric.diagonal().mean() * torch.randn(60, 60, generator=generator)
     metric = metric + errors + errors.T
     assert float(torch.linalg.eigvalsh(metric.double())[0]) < -2 * noise * float(metric.diagonal().mean())
-    chosen = Bilinear.configure((40, 60), 6 * weight.numel())
+    chosen = BilinearFitter().configure((40, 60), 6 * weight.numel())
     distortions = []
     for input_metric in (metric, None):
-        error = weight - Bilinear.fit(weight, chosen, input_metric=input_metric).decode()
+        error = weight - BilinearFitter().fit(weight, chosen, input_metric=input_metric).decode()
         distortions.append(float(((error @ metric) * error).sum()))
     assert distortions[0] < 0.5 * distortions[1]
