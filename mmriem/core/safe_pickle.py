@@ -2,11 +2,13 @@
 
 The real objects behind the names in a pickle are not safe to hand out: `numpy.dtype.__setstate__` takes memory flags
 from the file as they are. So each name on a short list is bound to a stand-in that only keeps what the file says;
-afterwards it is checked, and the real object built. A name that is not on the list is an error.
+afterwards it is checked, and the real object built. A name that is not on the list is an error. The pickle is run by
+`mmriem.core.pickle_machine`, which calls nothing else.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 from typing import Any, BinaryIO
@@ -14,19 +16,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from .pickle_machine import Allowance, Machine, StandIn
+
+__all__ = ['ARRAYS', 'BYTES', 'Allowance', 'Array', 'Dtype', 'StandIn', 'build', 'load_arrays']
+
 PLAIN_DTYPE = re.compile(r'b1|[iu][1248]|f[248]|c(8|16)|[SU]\d{1,4}')
-
-
-class StandIn:
-    """Takes the place of an object while a pickle is read."""
-
-    def build(self) -> Any:
-        """The object.
-
-        Raises:
-            ValueError: it is not a plain one.
-        """
-        raise NotImplementedError
+MOST_DEPTH = 100
+"""Levels of dictionaries, lists and tuples in one another."""
 
 
 class Dtype(StandIn):
@@ -54,6 +50,11 @@ class Array(StandIn):
     def __setstate__(self, state: tuple) -> None:
         self.state = state
 
+    @property
+    def n_bytes(self) -> int:
+        """See `StandIn`."""
+        return len(self.state[4])
+
     def build(self) -> np.ndarray:
         """See `StandIn`."""
         _, shape, dtype, fortran, data = self.state
@@ -68,8 +69,8 @@ def scalar(dtype: Dtype, data: bytes) -> np.generic:
 
 def _latin1(text: str, encoding: str) -> bytes:
     """Stands in for `_codecs.encode`, which spells bytes in a pickle of protocol 2."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode (to {encoding!r})')
+    if encoding not in ('latin1', b'latin1'):
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL _codecs.encode (to {encoding!r:.40})')
     return text.encode('latin1')
 
 
@@ -87,36 +88,74 @@ ARRAYS = {
     'numpy._core.multiarray.scalar': scalar,
 }
 """What numpy's arrays and scalars are spelled with, and what stands in for it."""
-BYTES = {'_codecs.encode': _latin1, '__builtin__.bytes': _no_bytes}
+BYTES = {'_codecs.encode': _latin1, 'builtins.bytes': _no_bytes}
 """What a pickle of protocol 2 and less spells bytes with, where Python 3 wrote it."""
 
 
-def build(tree: Any, done: dict[int, Any] | None = None) -> Any:
+def build(tree: Any, allowance: Allowance) -> Any:
     """Replace the stand-ins in a tree of dicts, lists and tuples; dicts and lists are changed in place.
+
+    Shared nodes stay shared.
 
     Args:
         tree: what was read.
-        done: maps the id of every node that was met to what takes its place, so shared nodes stay shared.
+        allowance: what may be copied.
 
     Raises:
-        ValueError: an array or scalar that is not of a plain type.
+        ValueError: an array or scalar that is not of a plain type, more than `MOST_DEPTH` levels, or a value that
+            contains itself.
+        pickle.UnpicklingError: many copies of the same bytes.
     """
-    done = {} if done is None else done
-    if id(tree) in done:
-        return done[id(tree)]
-    done[id(tree)] = tree
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            tree[key] = build(value, done)
-    elif type(tree) is list:
-        tree[:] = [build(value, done) for value in tree]
-    elif type(tree) is tuple:
-        done[id(tree)] = tuple(build(value, done) for value in tree)
-    elif isinstance(tree, StandIn):
-        done[id(tree)] = tree.build()
-    elif isinstance(tree, torch.Tensor):
-        vars(tree).clear()  # attributes that the file hung on it, which a RieM module could take for its own
-    return done[id(tree)]
+    return _Builder(allowance).build(tree, 0)[0]
+
+
+class _Builder:
+    """Knows what takes the place of each node that was met, and how many levels are below it; None while it is open."""
+
+    def __init__(self, allowance: Allowance) -> None:
+        self.allowance = allowance
+        self.done: dict[int, tuple[Any, int] | None] = {}
+
+    def build(self, node: Any, depth: int) -> tuple[Any, int]:
+        if not isinstance(node, _NODES):
+            return node, 0
+        known = self.done.get(id(node), ())
+        if known is None:
+            raise ValueError('a value that contains itself')
+        if not known:
+            if depth > MOST_DEPTH:
+                raise ValueError(_TOO_DEEP)
+            self.done[id(node)] = None
+            known = self.done[id(node)] = self._built(node, depth)
+        if depth + known[1] > MOST_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        return known
+
+    def _built(self, node: Any, depth: int) -> tuple[Any, int]:
+        if isinstance(node, StandIn):
+            self.allowance.take(node.n_bytes)
+            return node.build(), 0
+        if isinstance(node, torch.Tensor):
+            vars(node).clear()  # attributes that the file hung on it, which a RieM module could take for its own
+            return node, 0
+        if isinstance(node, dict):
+            items, height = self._all([*node.values(), getattr(node, '_metadata', None)], depth)
+            for key, item in zip(list(node), items):
+                node[key] = item
+            return node, height
+        items, height = self._all(node, depth)
+        if isinstance(node, tuple):
+            return type(node)(items), height
+        node[:] = items
+        return node, height
+
+    def _all(self, nodes: Any, depth: int) -> tuple[list[Any], int]:
+        built = [self.build(node, depth + 1) for node in nodes]
+        return [value for value, _ in built], max((height for _, height in built), default=-1) + 1
+
+
+_NODES = (dict, list, tuple, StandIn, torch.Tensor)
+_TOO_DEEP = f'values nested more than {MOST_DEPTH} deep'
 
 
 def load_arrays(stream: BinaryIO) -> Any:
@@ -130,18 +169,9 @@ def load_arrays(stream: BinaryIO) -> Any:
     >>> load_arrays(io.BytesIO(pickle.dumps({'data': np.arange(3)})))['data'].tolist()
     [0, 1, 2]
     """
-    return build(_Unpickler(stream, encoding='bytes').load())
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        found = {**ARRAYS, **BYTES}.get(f'{module}.{name}')
-        if found is None:
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {module}.{name}')
-        return found
-
-    def persistent_load(self, identity: Any) -> Any:
-        raise pickle.UnpicklingError('a reference to something outside of the file')
+    data = stream.read()
+    allowance = Allowance(len(data))
+    return build(Machine({**ARRAYS, **BYTES}, allowance, texts_are_bytes=True).run(io.BytesIO(data)), allowance)
 
 
 def _text(value: str | bytes) -> str:

@@ -20,10 +20,12 @@ import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from mmriem.core.errors import RiemError
+from mmriem.core.errors import RiemError, brief, out_of_memory
+from mmriem.core.file.manifest import MAX_JSON_DEPTH
 from mmriem.core.weights.values import unreadable
 
 from .pickled import load_plain
+from .plain_pickle import Unreadable
 from .remote import local_path
 
 __all__ = ['Checkpoint', 'device_of', 'load_into', 'read_checkpoint', 'state_dict_of', 'unpickle', 'without_prefix']
@@ -31,6 +33,11 @@ __all__ = ['Checkpoint', 'device_of', 'load_into', 'read_checkpoint', 'state_dic
 # Buffers that a constructor fills and training never changes in a way that the output depends on.
 DERIVABLE = ('num_batches_tracked', 'relative_position_index')
 SHOWN_KEYS = 3
+SHOWN_CHARACTERS = 100
+MOST_VALUES = 1_000_000
+"""In the description of a data set."""
+CHARACTERS = 16
+"""Of a text, that count as a value."""
 AVERAGES = ('ema_',)
 """What the names of averaged weights begin with that mmdet 2 wrote beside the others."""
 MOST_FIT = 0.9
@@ -70,7 +77,7 @@ def read_checkpoint(source: str | os.PathLike, *, trust: bool = False) -> Checkp
     state_dict = state_dict_of(tree, path)
     for name, tensor in state_dict.items():
         state_dict[name] = tensor.detach()  # some files hold nn.Parameters
-    return Checkpoint(path, _sha256(path), state_dict, _dataset_meta(tree))
+    return Checkpoint(path, _sha256(path), state_dict, _dataset_meta(tree, path))
 
 
 def unpickle(path: Path, *, trust: bool = False, map_location: Any = 'cpu') -> Any:
@@ -79,33 +86,22 @@ def unpickle(path: Path, *, trust: bool = False, map_location: Any = 'cpu') -> A
     Raises:
         RiemError: as for `read_checkpoint`.
     """
-    if _kind(path) == 'safetensors':
-        return _read_safetensors(path, map_location)
+    kind = _kind(path)
     try:
-        if trust:
-            return torch.load(path, map_location=map_location, weights_only=False)
-        return load_plain(path, map_location)
+        with out_of_memory(str(path)):
+            if kind == 'safetensors':
+                return _read_safetensors(path, map_location)
+            if trust:
+                return torch.load(path, map_location=map_location, weights_only=False)
+            return load_plain(path, map_location)
+    except RiemError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except ImportError as error:
-        raise RiemError(f'{path}: needs a module that is not installed ({error}); install it') from error
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        raise
+        raise RiemError(f'{path}: needs a module that is not installed ({_first_line(error)}); install it') from error
     except Exception as error:
         raise RiemError(_of_another_kind(path, error)) from error
-
-
-def _protocol(path: Path) -> int:
-    """Of the pickle in a file of torch.save; 0 where there is none."""
-    with suppress(zipfile.BadZipFile, OSError, StopIteration):
-        archive = zipfile.ZipFile(path)
-        name = next(name for name in archive.namelist() if name.endswith('data.pkl'))
-        with archive.open(name) as pickled:
-            head = pickled.read(2)
-        return head[1] if head[:1] == b'\x80' else 0
-    with path.open('rb') as file:
-        head = file.read(2)
-    return head[1] if head[:1] == b'\x80' else 0
 
 
 def _of_another_kind(path: Path, error: Exception) -> str:
@@ -113,7 +109,7 @@ def _of_another_kind(path: Path, error: Exception) -> str:
     start = f'{path}: expected a checkpoint written by torch.save, found'
     if 'array of dtype' in str(error) or 'object array' in str(error):
         return f'{start} {_first_line(error)}, which is pickled; {_TRUST}'
-    with suppress(zipfile.BadZipFile, OSError):
+    with suppress(Exception):  # zipfile raises anything for a damaged file
         names = zipfile.ZipFile(path).namelist()
         if any(name.endswith('constants.pkl') for name in names):
             return f'{start} a TorchScript archive; save torch.jit.load(path).state_dict() with torch.save'
@@ -123,9 +119,12 @@ def _of_another_kind(path: Path, error: Exception) -> str:
             return f'{start} an archive of torch.export; save torch.export.load(path).state_dict with torch.save'
         inner = next((name for name in names if name.endswith(('.pth', '.pt', '.ckpt'))), None)
         if inner is not None:
-            return f'{start} a zip archive around {inner}; unpack it and give that'
+            return f'{start} a zip archive around {_brief_name(inner)}; unpack it and give that'
         if not any(name.endswith('data.pkl') for name in names):
-            return f'{start} a zip archive of {", ".join(names[:3]) or "nothing"}; give the checkpoint in it'
+            some = ', '.join(map(_brief_name, names[:3])) or 'nothing'
+            return f'{start} a zip archive of {some}; give the checkpoint in it'
+    if 'compressed record' in str(error):
+        return f'{start} {_first_line(error)}; unpack it and zip it again without compression (zip -0 -r)'
     if 'magic number' in str(error):
         return (
             f'{start} a plain pickle, as detectron2 has them; load it with pickle, make tensors of its arrays, and '
@@ -151,7 +150,8 @@ def state_dict_of(tree: Any, path: str | os.PathLike) -> OrderedDict[str, Tensor
     if isinstance(found, nn.Module):
         found = found.state_dict()
     if not isinstance(found, Mapping) or not any(isinstance(t, Tensor) for t in found.values()):
-        keys = ', '.join(sorted(map(str, tree))[:8]) if isinstance(tree, Mapping) else type(tree).__name__
+        told = [key if isinstance(key, str) else brief(key) for key in tree] if isinstance(tree, Mapping) else []
+        keys = ', '.join(map(_brief_name, sorted(told)[:8])) or f'a {type(tree).__name__}'
         raise RiemError(
             f'{path}: expected tensors by name, at the top or under "state_dict" or "model", found {keys}; '
             'give a checkpoint of the whole detector'
@@ -161,18 +161,34 @@ def state_dict_of(tree: Any, path: str | os.PathLike) -> OrderedDict[str, Tensor
             raise RiemError(f'{path}: expected dense tensors by name, found {wrong}')
     wrapped = all(name.startswith('module.') for name in found)
     tensors = OrderedDict((name[7:] if wrapped else name, tensor) for name, tensor in found.items())
-    tensors._metadata = getattr(found, '_metadata', OrderedDict())  # versions, which mmdet's heads look at
+    tensors._metadata = _versions(getattr(found, '_metadata', {}), path)
     return tensors
+
+
+def _versions(metadata: Any, path: str | os.PathLike) -> OrderedDict[str, dict[str, Any]]:
+    """What a state_dict tells of its modules beside their tensors: versions, which mmdet's heads look at."""
+    sound = isinstance(metadata, Mapping) and all(
+        isinstance(name, str) and isinstance(own, Mapping) and isinstance(own.get('version', 0), (int, type(None)))
+        for name, own in metadata.items()
+    )
+    if not sound:
+        raise RiemError(
+            f'{path}: expected version numbers of modules as metadata of the state_dict, found {brief(metadata)}; '
+            'save the file again without _metadata'
+        )
+    return OrderedDict((name, dict(own)) for name, own in metadata.items())
 
 
 def _what_is_wrong(name: Any, tensor: Any) -> str | None:
     """With an entry of a state_dict; None with one that is as it should be."""
     if not isinstance(name, str):
-        return f'the name {name!r}, which is a {type(name).__name__}; save the file again with texts'
+        return f'the name {brief(name)}, which is a {type(name).__name__}; save the file again with texts'
+    if isinstance(tensor, Unreadable):
+        return f'as {_brief_name(name)!r} {tensor.wrong}'
     if not isinstance(tensor, Tensor):
-        return f'a {type(tensor).__name__} as {name!r}; save the file again without it'
+        return f'a {type(tensor).__name__} as {_brief_name(name)!r}; save the file again without it'
     wrong = unreadable(tensor)
-    return f'as {name!r} {wrong}' if wrong else None
+    return f'as {_brief_name(name)!r} {wrong}' if wrong else None
 
 
 def without_prefix(state_dict: Mapping[str, Tensor], prefix: str, path: str | os.PathLike) -> OrderedDict[str, Tensor]:
@@ -276,6 +292,8 @@ def _kind(path: Path) -> str:
         raise RiemError(f'{path}: no such file; give the path of a checkpoint')
     if path.is_dir():
         raise RiemError(f'{path}: expected a checkpoint file, found a folder; give the path of the file in it')
+    if not path.is_file():
+        raise RiemError(f'{path}: expected a checkpoint file, found a device or pipe; give the path of a file')
     if path.suffix == '.riem':
         raise RiemError(f'{path}: expected a .pth checkpoint, found a .riem file; give what it was made from')
     with path.open('rb') as file:
@@ -307,35 +325,52 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> RiemError:
     name = re.search(r'GLOBAL ([\w.]+)', said) or re.search(r'`?([\w.]+)`? (?:was|is) not an allowed global', said)
     if name is not None:
         return RiemError(
-            f'{path}: expected tensors and plain values, found {name[1]}, and reading that could run code from '
-            f'the file; {_TRUST}'
-        )
-    if _protocol(path) > 2 and 'Unsupported operand' in said:  # torch reads no other with protection
-        return RiemError(
-            f'{path}: expected pickle protocol 2, which torch.save writes unless it is told otherwise, found a later '
-            f'one; save it again, or, {_TRUST}'
+            f'{path}: expected tensors and plain values, found {_brief_name(name[1])}, and reading that could run code '
+            f'from the file; {_TRUST}'
         )
     return RiemError(_of_another_kind(path, error))
 
 
-def _dataset_meta(tree: Any) -> dict[str, Any]:
+def _dataset_meta(tree: Any, path: Path) -> dict[str, Any]:
+    """What a checkpoint tells of its data set, in new lists and dictionaries.
+
+    Raises:
+        RiemError: it has more than `MOST_VALUES` values, written out, or names that are no texts.
+    """
     meta = tree.get('meta') if isinstance(tree, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     if isinstance(meta.get('dataset_meta'), Mapping):
         told = meta['dataset_meta']
     else:  # mmdet 2
         told = {key: meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key) is not None}
-    return {str(key).lower(): _without_numpy(value) for key, value in told.items()}
+    copy = _Copy(path)
+    return {str(copy(key)).lower(): copy(value) for key, value in told.items()}
 
 
-def _without_numpy(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _without_numpy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_without_numpy(item) for item in value)
-    return value
+class _Copy:
+    """Copies a value without numpy's types. Shared parts are copied as often as they are met, so all are counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.left = path, MOST_VALUES
+
+    def __call__(self, value: Any, depth: int = 0) -> Any:
+        self.left -= 1
+        if isinstance(value, np.ndarray):
+            self.left -= value.size
+        elif isinstance(value, (str, bytes)):
+            self.left -= len(value) // CHARACTERS
+        if self.left < 0 or depth > MAX_JSON_DEPTH:
+            raise RiemError(
+                f'{self.path}: expected at most {MOST_VALUES} values, {MAX_JSON_DEPTH} deep, as description of the '
+                'data set, found more; save the file again without its dataset_meta'
+            )
+        if isinstance(value, (np.ndarray, np.generic)):
+            return value.tolist()
+        if isinstance(value, Mapping):
+            return {self(key, depth + 1): self(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return (list if isinstance(value, list) else tuple)(self(item, depth + 1) for item in value)
+        return value
 
 
 def _sha256(path: Path) -> str:
@@ -355,7 +390,13 @@ def _same(buffer: Tensor | None, tensor: Tensor | None) -> bool:
 
 def _listed(title: str, keys: list[str]) -> str:
     more = f' and {len(keys) - SHOWN_KEYS} more' if len(keys) > SHOWN_KEYS else ''
-    return f'{title} {", ".join(keys[:SHOWN_KEYS])}{more}'
+    return f'{title} {", ".join(map(_brief_name, keys[:SHOWN_KEYS]))}{more}'
+
+
+def _brief_name(name: str) -> str:
+    """A name from a file, cut to what a message of one line can bear."""
+    shown = name if name.isprintable() else ascii(name)[1:-1]
+    return shown if len(shown) <= SHOWN_CHARACTERS else f'{shown[:SHOWN_CHARACTERS]}...'
 
 
 def _first_line(error: Exception, line: int = 0) -> str:

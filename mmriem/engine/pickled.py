@@ -1,29 +1,24 @@
 """Unpickling of runner checkpoints in which no name from the file reaches code that was not written for it.
 
-torch's weights-only unpickler builds tensors and plain containers, and looks other names up in an
-allow-list. MMEngine's runner checkpoints need a few names more: `HistoryBuffer`, numpy scalars and arrays,
-`ConfigDict`, and `getattr` for the methods that a `HistoryBuffer` carries. Each is bound to a stand-in, see
-`mmriem.core.safe_pickle`. Before torch 2.6, whose own reader cannot be told so, `plain_pickle` reads instead.
+`plain_pickle` builds tensors and plain containers, and looks other names up in a list. MMEngine's runner checkpoints
+need a few names more: `HistoryBuffer`, numpy scalars and arrays, `ConfigDict`, and `getattr` for the methods that a
+`HistoryBuffer` carries. Each is bound to a stand-in, see `mmriem.core.safe_pickle`.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from mmengine.logging import HistoryBuffer
 
-from mmriem.core.safe_pickle import ARRAYS, StandIn, build
+from mmriem.core.pickle_machine import StandIn, mapping
+from mmriem.core.safe_pickle import ARRAYS
 
 from .plain_pickle import read_plain
 
 __all__ = ['load_plain']
-
-OLD_TORCH = torch.__version__ < (2, 6)
-"""Whether the allow-list of torch's own reader takes no stand-ins."""
 
 STATISTICS = ('min', 'max', 'mean', 'current')
 
@@ -31,8 +26,16 @@ STATISTICS = ('min', 'max', 'mean', 'current')
 class _History(StandIn):
     """Stands in for `mmengine.logging.HistoryBuffer`."""
 
+    def __init__(self, *_: Any) -> None:
+        self.state: dict[str, Any] = {}
+
     def __setstate__(self, state: dict) -> None:
         self.state = state
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its two arrays, which are copied twice."""
+        return 2 * sum(self.state[name].n_bytes for name in ('_log_history', '_count_history'))
 
     def build(self) -> HistoryBuffer:
         log, count = self.state['_log_history'], self.state['_count_history']
@@ -45,35 +48,12 @@ def _history_method(owner: type, name: str) -> None:
         raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr ({name!r} of {owner!r})')
 
 
-def _plain_dict(items: dict | None = None) -> dict:
-    return dict(items or {})
-
-
-def _no_bytes() -> bytes:
-    return b''
-
-
 STAND_INS = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
-    'mmengine.config.config.ConfigDict': _plain_dict,
+    'mmengine.config.config.ConfigDict': partial(mapping, dict),
     **ARRAYS,
     'builtins.getattr': _history_method,
-    'builtins.bytes': _no_bytes,  # how pickle protocol 2 spells b''
 }
-
-
-@contextmanager
-def _only_stand_ins() -> Iterator[None]:
-    """Make the stand-ins the whole allow-list; what other code has allowed comes back at the end."""
-    allowed = torch.serialization
-    before = allowed.get_safe_globals()
-    allowed.clear_safe_globals()
-    allowed.add_safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()])
-    try:
-        yield
-    finally:
-        allowed.clear_safe_globals()
-        allowed.add_safe_globals(before)
 
 
 def load_plain(path: str, map_location: Any = 'cpu') -> Any:
@@ -88,8 +68,4 @@ def load_plain(path: str, map_location: Any = 'cpu') -> Any:
             `GLOBAL NAME` in it.
         Exception: whatever a damaged file makes torch or numpy raise.
     """
-    if OLD_TORCH:
-        return build(read_plain(path, STAND_INS, map_location))
-    with _only_stand_ins():
-        tree = torch.load(path, map_location=map_location, weights_only=True)
-    return build(tree)
+    return read_plain(path, STAND_INS, map_location)

@@ -1,35 +1,43 @@
-"""Reading of `torch.save` files without torch's unpickler, for versions of torch that cannot be told what to allow.
+"""Reading of `torch.save` files without torch's unpickler.
 
-Before torch 2.6 the allow-list of `weights_only=True` was fixed or took no stand-ins, and TorchScript archives were run
-all the same. So both formats of `torch.save` are read here: the zip archive, and the pickles one after the other that
-came before it. A pickle is a program. `_Machine` runs the instructions that build plain values and knows no others:
-it imports nothing, a name is looked up in one table, only what is in that table is called, and an attribute is set
-nowhere but on a stand-in and, of a state dict, `_metadata`. Nothing is allocated beyond the size of the file.
+torch reads with protection too, but with names on its list that ask for any memory (`bytearray`) or time
+(`_codecs.encode` with any codec), and compressed archives; the list belongs to the whole process, and before torch 2.6
+it took no stand-ins. So both formats of `torch.save` are read here: the zip archive, and the pickles one after the
+other that came before it. The pickles are run by `mmriem.core.pickle_machine`. Nothing is allocated beyond the size of
+the file.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import os
 import pickle
-import pickletools
 import sys
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmriem.core.safe_pickle import BYTES, StandIn
+from mmriem.core.pickle_machine import Allowance, Machine, StandIn, elements, mapping
+from mmriem.core.safe_pickle import BYTES, build
 
 __all__ = ['read_plain']
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What a file of the older format begins with."""
+PART = 1 << 20
+"""Bytes of a storage that are read at a time."""
+MOST_DIMENSIONS = 64
+EXPANDED = 1 << 24
+"""Elements that a tensor may have beyond the bytes of its storage, where these are repeated (`Tensor.expand`)."""
 
 
 def read_plain(path: str | os.PathLike, stand_ins: Mapping[str, Any], map_location: Any = 'cpu') -> Any:
@@ -37,19 +45,31 @@ def read_plain(path: str | os.PathLike, stand_ins: Mapping[str, Any], map_locati
 
     Args:
         path: the file.
-        stand_ins: by name in the pickle, classes derived from `StandIn` and functions; they are left in the tree.
+        stand_ins: by name in the pickle, classes derived from `StandIn` and functions.
         map_location: as for `torch.load`.
 
     Raises:
         pickle.UnpicklingError: the file names something else, with `GLOBAL NAME` in the message, or is damaged.
         Exception: whatever arguments that do not fit make torch raise.
     """
-    reader = _Storages(os.path.getsize(path), torch.serialization._get_restore_location(map_location))
-    names = {**PLAIN, **stand_ins}
+    size = os.path.getsize(path)
+    storages = _Storages(size, torch.serialization._get_restore_location(map_location))
+    names, allowance = {**PLAIN, **stand_ins}, Allowance(size)
     if zipfile.is_zipfile(path):
-        return _read_archive(path, names, reader)
+        return build(_read_archive(path, names, storages, allowance), allowance)
     with Path(path).open('rb') as file:
-        return _read_sequence(file, names, reader)
+        return build(_read_sequence(_Bounded(file, size), names, storages, allowance), allowance)
+
+
+class _Bounded:
+    """A file of which no more is asked than there is: Python makes room for all that is asked."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size, self.readline = file, size, file.readline
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(self.size - self.file.tell(), 0)
+        return self.file.read(left if count < 0 else min(count, left))
 
 
 @dataclass(frozen=True)
@@ -89,8 +109,10 @@ class _Storages:
         return _Storage(storage.untyped, kind.dtype), memory
 
 
-def _read_archive(path: str | os.PathLike, names: Mapping[str, Any], storages: _Storages) -> Any:
+def _read_archive(path: str | os.PathLike, names: Mapping[str, Any], storages: _Storages, allowance: Allowance) -> Any:
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+            raise pickle.UnpicklingError('a TorchScript archive')
         records = [name for name in archive.namelist() if name.count('/') == 1 and name.endswith('/data.pkl')]
         if len(records) != 1:
             raise pickle.UnpicklingError('a zip archive without data.pkl')
@@ -98,30 +120,36 @@ def _read_archive(path: str | os.PathLike, names: Mapping[str, Any], storages: _
         if folder + 'constants.pkl' in archive.namelist():
             raise pickle.UnpicklingError('a TorchScript archive, which is a program')
         order = folder + 'byteorder'
-        if order in archive.namelist() and _record(archive, order, 16).decode('ascii', 'replace') != sys.byteorder:
+        if order in archive.namelist() and b''.join(_parts(archive, order, 16)) != sys.byteorder.encode():
             raise pickle.UnpicklingError('written by a machine of another byte order')
 
         def load(kind: str, *identity: Any) -> _Storage:
-            if kind != 'storage' or len(identity) != 4:
+            if kind != 'storage' or len(identity) != 4 or type(identity[1]) is not str:
                 raise pickle.UnpicklingError('a reference to something outside of the file')
             known = identity[1] in storages.found
             storage, memory = storages.new(*identity)
             if not known:
-                _fill(memory, storage, _record(archive, f'{folder}data/{identity[1]}', memory.nbytes()))
+                _fill(memory, storage, _parts(archive, f'{folder}data/{identity[1]}', memory.nbytes()))
             return storage
 
-        return _Machine(names, load).run(io.BytesIO(_record(archive, records[0], os.path.getsize(path))))
+        pickled = b''.join(_parts(archive, records[0], allowance.size))
+        return Machine(names, allowance, load).run(BytesIO(pickled))
 
 
-def _record(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+def _parts(archive: zipfile.ZipFile, name: str, most: int) -> Iterator[bytes]:
     """A record of an archive; torch never compresses them, so a small file is no large one."""
     info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.file_size > most:
-        raise pickle.UnpicklingError(f'{name}: {info.file_size} bytes, compressed to {info.compress_size}')
-    return archive.read(info)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise pickle.UnpicklingError(
+            f'the compressed record {name} of {info.file_size} bytes, where torch.save compresses nothing'
+        )
+    if info.file_size > most:
+        raise pickle.UnpicklingError(f'the record {name} of {info.file_size} bytes, where {most} are expected')
+    with archive.open(info) as record:
+        yield from iter(partial(record.read, PART), b'')
 
 
-def _read_sequence(file: BinaryIO, names: Mapping[str, Any], storages: _Storages) -> Any:
+def _read_sequence(file: _Bounded, names: Mapping[str, Any], storages: _Storages, allowance: Allowance) -> Any:
     """Magic number, protocol, sizes of the writer's integers, the tree, the keys, and each key's numbers."""
 
     def load(kind: str, *identity: Any) -> _Storage:
@@ -129,36 +157,42 @@ def _read_sequence(file: BinaryIO, names: Mapping[str, Any], storages: _Storages
             raise pickle.UnpicklingError('a reference to something outside of the file')
         return storages.new(*identity[:4])[0]
 
-    try:
-        heading = [_Machine({}, load).run(file) for _ in range(3)]
-    except pickle.UnpicklingError as error:
-        if 'GLOBAL' not in str(error):
-            raise
-        heading = []  # another pickle, of objects
-    if heading[:2] != [MAGIC, PROTOCOL] or not isinstance(heading[2], dict):
-        raise pickle.UnpicklingError('no magic number of torch.save: another pickle')
+    heading = []
+    for known in (MAGIC, PROTOCOL, None):
+        heading.append(Machine(names, allowance).run(file))
+        if type(heading[-1]) is not (dict if known is None else int) or known not in (None, heading[-1]):
+            raise pickle.UnpicklingError('another pickle, without the magic number of torch.save')
     if heading[2].get('little_endian', True) != (sys.byteorder == 'little'):
         raise pickle.UnpicklingError('written by a machine of another byte order')
-    tree = _Machine(names, load).run(file)
-    keys = _Machine({}, load).run(file)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages.found):
+    tree = Machine(names, allowance, load).run(file)
+    keys = Machine({}, allowance).run(file)
+    if type(keys) is not list or len(keys) != len(storages.found) or any(type(key) is not str for key in keys):
+        raise pickle.UnpicklingError('storages that are not those of the tensors')
+    if set(keys) != set(storages.found):
         raise pickle.UnpicklingError('storages that are not those of the tensors')
     for key in keys:
         storage, memory = storages.found[key]
         count = int.from_bytes(file.read(8), 'little')
         if count * _itemsize(storage.dtype) != memory.nbytes():
             raise pickle.UnpicklingError(f'storage {key}: {count} numbers in {memory.nbytes()} bytes')
-        _fill(memory, storage, file.read(memory.nbytes()))
+        parts = (file.read(min(PART, memory.nbytes() - at)) for at in range(0, memory.nbytes(), PART))
+        _fill(memory, storage, parts)
     return tree
 
 
-def _fill(memory: torch.UntypedStorage, storage: _Storage, data: bytes) -> None:
-    if len(data) != memory.nbytes():
-        raise pickle.UnpicklingError(f'a storage of {memory.nbytes()} bytes of which {len(data)} are there')
-    if data:
-        source = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        for target in {memory._cdata: memory, storage.untyped._cdata: storage.untyped}.values():
-            torch.empty(0, dtype=torch.uint8, device=target.device).set_(target).copy_(source)
+def _fill(memory: torch.UntypedStorage, storage: _Storage, parts: Iterable[bytes]) -> None:
+    """Writes the numbers of a storage, part by part, and moves them to where it is."""
+    source = torch.empty(0, dtype=torch.uint8).set_(memory)
+    bytes_of, at = source.numpy(), 0
+    for part in parts:
+        if at + len(part) > len(bytes_of):
+            break
+        bytes_of[at : at + len(part)] = np.frombuffer(part, np.uint8)
+        at += len(part)
+    if at != len(bytes_of):
+        raise pickle.UnpicklingError(f'a storage of {len(bytes_of)} bytes of which {at} are there')
+    if storage.untyped._cdata != memory._cdata:
+        torch.empty(0, dtype=torch.uint8, device=storage.untyped.device).set_(storage.untyped).copy_(source)
 
 
 def _itemsize(dtype: torch.dtype) -> int:
@@ -178,14 +212,18 @@ def _tensor_of_dtype(
 
 
 def _view(storage: _Storage, dtype: torch.dtype, offset: int, size: tuple, stride: tuple) -> Tensor:
-    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype) or len(size) != len(stride):
+    if not isinstance(storage, _Storage) or not isinstance(dtype, torch.dtype):
         raise pickle.UnpicklingError('a tensor of something else than a storage')
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or not len(size) == len(stride) <= MOST_DIMENSIONS:
+        raise pickle.UnpicklingError('a tensor of sizes and strides that do not go together')
     if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)):
         raise pickle.UnpicklingError('a tensor of a size or stride that is none')
     if 0 not in size:
         last = offset + sum((count - 1) * step for count, step in zip(size, stride))
         if (last + 1) * _itemsize(dtype) > storage.untyped.nbytes():
             raise pickle.UnpicklingError('a tensor larger than its storage')
+    if math.prod(size) > EXPANDED + storage.untyped.nbytes():
+        raise pickle.UnpicklingError(f'a tensor of {math.prod(size)} elements in a storage of less')
     return torch.empty(0, dtype=dtype, device=storage.untyped.device).set_(
         storage.untyped, offset if 0 not in size else 0, tuple(size), tuple(stride)
     )
@@ -210,30 +248,64 @@ def _parameter(data: Tensor, requires_grad: bool = True, *_: Any) -> nn.Paramete
 
 def _with_attributes(function: Any, kind: Any, arguments: tuple, state: Any) -> Tensor:
     """Stands in for `_rebuild_from_type_v2`, without the attributes."""
-    if function not in (_tensor, _tensor_of_dtype, _parameter):
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {function!r}')
+    if not any(function is known for known in (_tensor, _tensor_of_dtype, _parameter)):
+        raise pickle.UnpicklingError('a tensor with attributes that is none')
     return function(*arguments)
 
 
-def _only(kind: type, *types: type) -> Callable[..., Any]:
-    """A constructor that takes arguments of these types, so that a number cannot ask for memory."""
+def _number(*parts: Any) -> complex:
+    """Stands in for `complex`."""
+    if not all(type(part) is float for part in parts):
+        raise pickle.UnpicklingError('a complex number of something else than numbers')
+    return complex(*parts)
 
-    def make(*arguments: Any) -> Any:
-        if not all(type(argument) in types for argument in arguments):
-            raise pickle.UnpicklingError(f'{kind.__name__} of {[type(argument).__name__ for argument in arguments]}')
-        return kind(*arguments)
 
-    return make
+def _size(sizes: Any) -> torch.Size:
+    """Stands in for `torch.Size`."""
+    if type(sizes) not in (list, tuple) or len(sizes) > MOST_DIMENSIONS or any(type(size) is not int for size in sizes):
+        raise pickle.UnpicklingError('a size that is none')
+    return torch.Size(sizes)
+
+
+def _device(kind: Any, *index: Any) -> torch.device:
+    """Stands in for `torch.device`."""
+    if type(kind) is not str or any(type(number) is not int for number in index):
+        raise pickle.UnpicklingError('a device that is none')
+    return torch.device(kind, *index)
+
+
+class Unreadable(StandIn):
+    """Takes the place of a tensor that is not dense.
+
+    Attributes:
+        wrong: what it is, for an error.
+    """
+
+    wrong = ''
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def build(self) -> Unreadable:
+        """Itself: it is an error only where it is needed."""
+        return self
+
+
+def _unreadable(words: str) -> type[Unreadable]:
+    return type('Unreadable', (Unreadable,), {'wrong': words})
 
 
 REBUILT: dict[str, Any] = {
-    '_codecs.encode': BYTES['_codecs.encode'],
-    'collections.OrderedDict': _only(OrderedDict, list, dict),
-    'collections.Counter': _only(Counter, dict),
-    'builtins.set': _only(set, list),
-    'builtins.complex': _only(complex, float),
-    'torch.Size': _only(torch.Size, list, tuple),
-    'torch.device': _only(torch.device, str, int),
+    **BYTES,
+    'collections.OrderedDict': partial(mapping, OrderedDict),
+    'collections.Counter': partial(mapping, Counter),
+    'builtins.set': partial(elements, set),
+    'builtins.complex': _number,
+    'torch.Size': _size,
+    'torch.device': _device,
     'torch.nn.parameter.Parameter': _parameter,
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
@@ -243,6 +315,12 @@ REBUILT: dict[str, Any] = {
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
     'torch._tensor._rebuild_from_type_v2': _with_attributes,
+    'torch._utils._rebuild_qtensor': _unreadable('a quantised one; take it from before the quantisation'),
+    'torch._utils._rebuild_sparse_csr_tensor': _unreadable('a sparse one; make it dense'),
+    'torch._utils._rebuild_nested_tensor': _unreadable('a nested one; make it dense'),
+    'torch._utils._rebuild_meta_tensor_no_storage': _unreadable(
+        'one without values, on the device meta; load its values'
+    ),
 }
 """What tensors and plain containers are spelled with, and what is called in its place."""
 
@@ -250,174 +328,15 @@ STORAGES = {
     'Double': torch.float64, 'Float': torch.float32, 'Half': torch.float16, 'BFloat16': torch.bfloat16,
     'Long': torch.int64, 'Int': torch.int32, 'Short': torch.int16, 'Char': torch.int8, 'Byte': torch.uint8,
     'Bool': torch.bool, 'ComplexDouble': torch.complex128, 'ComplexFloat': torch.complex64,
+    'QInt8': torch.int8, 'QUInt8': torch.uint8, 'QInt32': torch.int32,
 }  # fmt: skip
 
 PLAIN: dict[str, Any] = {
     **REBUILT,
     **{f'torch.{name}Storage': _StorageType(dtype) for name, dtype in STORAGES.items()},
     'torch.storage.UntypedStorage': _StorageType(torch.uint8),
-    'torch.Tensor': 'torch.Tensor',  # only named, as the type of a tensor with attributes
+    # only named: the type of a tensor with attributes, and how one is quantised
+    **{name: name for name in ('torch.Tensor', 'torch.per_tensor_affine', 'torch.per_channel_affine')},
     **{str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)},
 }
 """All names that a file may have."""
-
-
-class _Machine:
-    """Runs one pickle."""
-
-    def __init__(self, names: Mapping[str, Any], load: Callable[..., Any]) -> None:
-        self.names, self.load = names, load
-        self.callable = {id(named) for named in names.values() if callable(named)}
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, stream: BinaryIO) -> Any:
-        """The tree, once `STOP` is reached; the stream is left behind it."""
-        try:
-            for instruction, argument, _ in pickletools.genops(stream):
-                if instruction.name == 'STOP':
-                    return self.stack.pop()
-                step = _STEPS.get(instruction.name)
-                if step is None:
-                    raise pickle.UnpicklingError(f'Unsupported instruction {instruction.name}')
-                step(self, argument)
-        except (IndexError, KeyError) as error:
-            raise pickle.UnpicklingError(f'a damaged pickle ({type(error).__name__}: {error})') from error
-        raise pickle.UnpicklingError('a pickle without an end')
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def mark(self, _: None) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
-
-    def marked(self) -> list[Any]:
-        """What was pushed since the last mark, which is taken off."""
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def popped(self, count: int) -> list[Any]:
-        if len(self.stack) < count:
-            raise IndexError('empty stack')
-        items = self.stack[len(self.stack) - count :]
-        del self.stack[len(self.stack) - count :]
-        return items
-
-    def name(self, full: str) -> None:
-        if full.startswith('__builtin__.'):  # what Python 2, and so pickle protocol 2, calls it
-            full = full.replace('__builtin__', 'builtins', 1)
-        if full not in self.names:
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {full}')
-        self.push(self.names[full])
-
-    def stack_name(self, _: None) -> None:
-        module, name = self.popped(2)
-        self.name(f'{module}.{name}')
-
-    def call(self, _: None) -> None:
-        function, arguments = self.popped(2)
-        if id(function) not in self.callable or type(arguments) is not tuple:
-            raise pickle.UnpicklingError(f'Unsupported global: GLOBAL {type(function).__name__} (called)')
-        self.push(function(*arguments))
-
-    def build(self, _: None) -> None:
-        built, state = self.popped(2)
-        if isinstance(built, StandIn):
-            built.__setstate__(state)
-        elif type(built) is OrderedDict and type(state) is dict:
-            metadata = state.get('_metadata')
-            if isinstance(metadata, OrderedDict):
-                built._metadata = metadata
-        else:
-            raise pickle.UnpicklingError(f'a state for {type(built).__name__}')
-        self.push(built)
-
-    def add(self, target: Any, items: list[Any]) -> None:
-        kind = type(target)
-        if kind is list:
-            target.extend(items)
-        elif kind is set:
-            target.update(items)
-        else:
-            raise pickle.UnpicklingError(f'items for {kind.__name__}')
-
-    def append(self, _: None) -> None:
-        target, item = self.popped(2)
-        self.add(target, [item])
-        self.push(target)
-
-    def append_all(self, _: None) -> None:
-        items = self.marked()
-        self.add(self.stack[-1], items)
-
-    def set_all(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) not in (dict, OrderedDict, Counter) or len(items) % 2:
-            raise pickle.UnpicklingError(f'keys for {type(target).__name__}')
-        for key, value in zip(items[::2], items[1::2]):
-            target[key] = value
-
-    def refer(self, _: None) -> None:
-        (identity,) = self.popped(1)
-        if type(identity) is not tuple or not identity:
-            raise pickle.UnpicklingError('a reference to something outside of the file')
-        self.push(self.load(*identity))
-
-    def remember(self, place: int | None) -> None:
-        self.memo[len(self.memo) if place is None else place] = self.stack[-1]
-
-    def recall(self, place: int) -> None:
-        self.push(self.memo[place])
-
-
-def _literals() -> dict[str, Callable[[_Machine, Any], None]]:
-    numbers = ('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT')
-    texts = ('STRING', 'BINSTRING', 'SHORT_BINSTRING', 'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
-    data = ('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8')
-    return dict.fromkeys((*numbers, *texts, *data), _Machine.push)
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
-    **_literals(),
-    'PROTO': lambda m, _: None,
-    'FRAME': lambda m, _: None,
-    'NONE': lambda m, _: m.push(None),
-    'NEWTRUE': lambda m, _: m.push(True),
-    'NEWFALSE': lambda m, _: m.push(False),
-    'EMPTY_LIST': lambda m, _: m.push([]),
-    'EMPTY_TUPLE': lambda m, _: m.push(()),
-    'EMPTY_DICT': lambda m, _: m.push({}),
-    'EMPTY_SET': lambda m, _: m.push(set()),
-    'MARK': _Machine.mark,
-    'LIST': lambda m, _: m.push(m.marked()),
-    'TUPLE': lambda m, _: m.push(tuple(m.marked())),
-    'FROZENSET': lambda m, _: m.push(frozenset(m.marked())),
-    'DICT': lambda m, _: (lambda items: (m.push({}), m.set_all(items)))(m.marked()),
-    'TUPLE1': lambda m, _: m.push(tuple(m.popped(1))),
-    'TUPLE2': lambda m, _: m.push(tuple(m.popped(2))),
-    'TUPLE3': lambda m, _: m.push(tuple(m.popped(3))),
-    'APPEND': _Machine.append,
-    'APPENDS': _Machine.append_all,
-    'ADDITEMS': _Machine.append_all,
-    'SETITEM': lambda m, _: m.set_all(m.popped(2)),
-    'SETITEMS': lambda m, _: m.set_all(m.marked()),
-    'POP': lambda m, _: m.popped(1),
-    'POP_MARK': lambda m, _: m.marked(),
-    'DUP': lambda m, _: m.push(m.stack[-1]),
-    'GET': _Machine.recall,
-    'BINGET': _Machine.recall,
-    'LONG_BINGET': _Machine.recall,
-    'PUT': _Machine.remember,
-    'BINPUT': _Machine.remember,
-    'LONG_BINPUT': _Machine.remember,
-    'MEMOIZE': _Machine.remember,
-    'GLOBAL': lambda m, text: m.name(text.replace(' ', '.', 1)),
-    'STACK_GLOBAL': _Machine.stack_name,
-    'REDUCE': _Machine.call,
-    'NEWOBJ': _Machine.call,
-    'BUILD': _Machine.build,
-    'BINPERSID': _Machine.refer,
-}
-"""What each instruction does; all others are refused."""

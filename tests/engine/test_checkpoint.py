@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import threading
@@ -17,7 +18,6 @@ from torch import nn
 from mmriem.core.errors import RiemError
 from mmriem.engine.checkpoint import load_into, read_checkpoint, unpickle, without_prefix
 from mmriem.engine.detector import build_detector
-from mmriem.engine.pickled import OLD_TORCH
 
 
 class Touch:
@@ -47,7 +47,7 @@ def assert_equal(read, expected):
 
 
 def test_runner_checkpoint(runner_checkpoint):
-    if not OLD_TORCH:
+    if hasattr(torch.serialization, 'add_safe_globals'):
         with torch.serialization.safe_globals([]), pytest.raises(pickle.UnpicklingError):
             torch.load(runner_checkpoint)  # MMEngine's own way: fails under torch >= 2.6
     checkpoint = read_checkpoint(runner_checkpoint)
@@ -152,12 +152,10 @@ def test_no_tensors_by_name(tmp_path, tree):
         read_checkpoint(saved(tmp_path, tree))
 
 
-@pytest.mark.skipif(OLD_TORCH, reason='the reader for torch before 2.6 takes every protocol')
-def test_a_later_pickle_protocol_is_named_with_its_remedy(tmp_path, state_dict):
-    path = saved(tmp_path, {'state_dict': state_dict}, pickle_protocol=4)
-    with pytest.raises(RiemError, match=r'expected pickle protocol 2, .* found a later one; .*--trust-checkpoint'):
-        read_checkpoint(path)
-    assert_equal(read_checkpoint(path, trust=True).state_dict, state_dict)
+@pytest.mark.parametrize('protocol', [3, 4, 5])
+def test_a_later_pickle_protocol_is_read(tmp_path, state_dict, protocol):
+    path = saved(tmp_path, {'state_dict': state_dict}, pickle_protocol=protocol)
+    assert_equal(read_checkpoint(path).state_dict, state_dict)
 
 
 def test_a_whole_model_is_what_its_state_dict_holds_where_it_is_trusted(tmp_path):
@@ -197,11 +195,7 @@ def test_sound_files_of_other_kinds_are_named(tmp_path, state_dict):
         (lambda s: {0: torch.zeros(2)}, r'found the name 0, which is a int'),
         (lambda s: {**s, '_extra_state': {'v': 1}}, r"found a dict as '_extra_state'; save the file again without it"),
         (lambda s: {**s, 'w': torch.eye(3).to_sparse()}, r"found as 'w' a sparse one"),
-        pytest.param(
-            lambda s: {**s, 'w': torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)},
-            r"'w' a quantised one",
-            marks=pytest.mark.skipif(OLD_TORCH, reason='the reader for torch before 2.6 does not know them'),
-        ),
+        (lambda s: {**s, 'w': torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)}, r"'w' a quantised one"),
     ],
 )
 def test_entries_that_are_no_dense_tensors_are_named(tmp_path, state_dict, change, message):
@@ -253,6 +247,169 @@ def test_download(tmp_path, monkeypatch, state_dict):
     assert again.path == tmp_path / 'cache' / 'hub' / 'checkpoints' / 'model.pth'
     with pytest.raises(RiemError, match='download the file first'):
         read_checkpoint('s3://bucket/model.pth')
+
+
+class Server(SimpleHTTPRequestHandler):
+    """Serves a file, of which it may cut the end off."""
+
+    content, length = b'', 0
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('Content-Length', str(self.length))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *message):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """Where a file of these bytes is served, and the folder of downloads."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    servers = []
+
+    def start(content, length=None):
+        handler = type('Handler', (Server,), {'content': content, 'length': length or len(content)})
+        servers.append(ThreadingHTTPServer(('127.0.0.1', 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}', tmp_path / 'cache' / 'hub' / 'checkpoints'
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_download_that_is_cut_short_is_not_kept(tmp_path, serve, state_dict):
+    content = saved(tmp_path, state_dict).read_bytes()
+    address, folder = serve(content[:-100], len(content))
+    with pytest.raises(RiemError, match=f'expected {len(content)} bytes, found {len(content) - 100}.*try again'):
+        read_checkpoint(f'{address}/model.pth')
+    assert list(folder.iterdir()) == []
+    address, _ = serve(content)
+    assert_equal(read_checkpoint(f'{address}/model.pth').state_dict, state_dict)
+
+
+def test_a_download_has_the_hash_that_its_name_tells(tmp_path, serve, state_dict):
+    content = saved(tmp_path, state_dict).read_bytes()
+    address, folder = serve(content)
+    digits = hashlib.sha256(content).hexdigest()
+    assert_equal(read_checkpoint(f'{address}/r50_2020-{digits[:8]}.pth').state_dict, state_dict)
+    with pytest.raises(RiemError, match=rf'expected SHA-256 01234567\.\.\. by its name, found {digits[:8]}\.\.\.;'):
+        read_checkpoint(f'{address}/r50_2020-01234567.pth')
+    assert [path.name for path in folder.iterdir()] == [f'r50_2020-{digits[:8]}.pth']
+
+
+@pytest.mark.parametrize(
+    'source', ['http://[x/model.pth', 'http://localhost', 'http://localhost:port/x', '~nobody-of-that-name/x']
+)
+def test_addresses_and_homes_that_are_none_are_one_error(source, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    with pytest.raises(RiemError):
+        read_checkpoint(source)
+
+
+def one_sentence(path):
+    with pytest.raises(RiemError) as raised:
+        read_checkpoint(path)
+    message = str(raised.value)
+    assert message.startswith(f'{path}: ') and '\n' not in message and len(message) < 1000
+    assert 'recursion' not in message
+    return message
+
+
+def deep(levels, leaf=None):
+    for _ in range(levels):
+        leaf = [leaf]
+    return leaf
+
+
+def shared_lists():
+    leaf = ['a'] * 10
+    for _ in range(30):
+        leaf = [leaf] * 10
+    return leaf
+
+
+def circle():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ('meta', 'said'),
+    [
+        (lambda: {'dataset_meta': {'classes': shared_lists()}}, 'expected at most 1000000 values, 16 deep'),
+        (lambda: {'CLASSES': [['x' * 10**6] * 100]}, 'expected at most 1000000 values'),
+        (lambda: {'dataset_meta': {'classes': deep(50)}}, 'expected at most 1000000 values, 16 deep'),
+        (lambda: {'other': deep(110)}, 'nested more than 100 deep'),
+        (lambda: {'dataset_meta': {'classes': circle()}}, 'a value that contains itself'),
+    ],
+)
+def test_descriptions_of_data_that_never_end_are_one_error(tmp_path, state_dict, meta, said):
+    assert said in one_sentence(saved(tmp_path, {'state_dict': state_dict, 'meta': meta()}))
+
+
+@pytest.mark.parametrize('metadata', [{'': 3}, {0: {}}, {'': {'version': 'new'}}, {'': {'version': [1]}}])
+def test_metadata_that_modules_could_not_use_is_one_error(tmp_path, state_dict, metadata):
+    whole = OrderedDict(state_dict)
+    whole._metadata = OrderedDict(metadata)
+    assert 'expected version numbers of modules' in one_sentence(saved(tmp_path, {'state_dict': whole}))
+
+
+def by_hand(tmp_path, *instructions):
+    """An archive of torch.save whose pickle is made of these bytes."""
+    path = tmp_path / 'model.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('tree/data.pkl', b''.join([b'\x80\x02', *instructions, b'.']))
+    return path
+
+
+@pytest.mark.parametrize('levels', [700, 10**6])
+@pytest.mark.parametrize('opening', [b']', b'('])
+def test_a_checkpoint_of_nothing_but_depth_is_one_error(tmp_path, levels, opening):
+    closing = b'a' * (levels - 1) if opening == b']' else b't' * levels
+    assert 'nested more than 100 deep' in one_sentence(by_hand(tmp_path, opening * levels, closing))
+
+
+def test_methods_of_a_dictionary_cannot_be_shadowed(tmp_path):
+    shadows = b''.join(b'X' + bytes([len(name), 0, 0, 0]) + name + b'K\x01' for name in (b'get', b'values', b'items'))
+    tree = unpickle(by_hand(tmp_path, b'ccollections\nOrderedDict\n)R}(', shadows, b'ub'))
+    assert tree == {} and tree.get('x') is None and list(tree.values()) == []
+
+
+def test_a_compressed_archive_is_one_error_with_its_remedy(tmp_path, state_dict):
+    small = tmp_path / 'small.pth'
+    with (
+        zipfile.ZipFile(saved(tmp_path, state_dict)) as source,
+        zipfile.ZipFile(small, 'w', zipfile.ZIP_DEFLATED) as target,
+    ):
+        for record in source.namelist():
+            target.writestr(record, source.read(record))
+    assert 'zip it again without compression' in one_sentence(small)
+
+
+def test_running_out_of_memory_is_one_error(tmp_path, state_dict, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr('mmriem.engine.checkpoint.load_plain', fail)
+    assert 'expected enough memory' in one_sentence(saved(tmp_path, state_dict))
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.pth')
+    assert 'found a device or pipe' in one_sentence(tmp_path / 'pipe.pth')
+
+
+def test_names_of_any_length_and_letters_make_short_messages(tmp_path):
+    assert one_sentence(saved(tmp_path, {'a\nb' * 10**5: 1, 3: 2}))
+    assert one_sentence(saved(tmp_path, {'w': torch.zeros(2), 'a\nb' * 10**5: 1}))
+    assert one_sentence(saved(tmp_path, {'w': torch.zeros(2), 10**400: 1}))
 
 
 class Renaming(nn.Module):

@@ -4,24 +4,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
-from mmriem.engine import pickled
 from mmriem.engine.pickled import load_plain
-
-CAN_ALLOW = not pickled.OLD_TORCH
-
-
-@pytest.fixture(autouse=True, params=['torch', 'own'] if CAN_ALLOW else ['own'])
-def reader(request, monkeypatch):
-    """Each test runs with torch's unpickler, where that can be told what to allow, and with the one for old torch."""
-    if request.param == 'own':
-        monkeypatch.setattr(pickled, 'OLD_TORCH', True)
-    return request.param
 
 
 class Reduced:
@@ -54,7 +43,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None)
 @given(trees)
 def test_trees_come_back_as_they_were(tmp_path_factory, tree):
     read = load_plain(save(tmp_path_factory.getbasetemp(), [tree, np.float64(0.5), np.float64(0.5)]))[0]
@@ -126,12 +115,28 @@ def test_memory_flags_of_a_dtype_are_not_taken(tmp_path):
     assert read == np.float64 and read.flags == before == np.dtype('f8').flags
 
 
-def test_shared_and_circular_lists(tmp_path):
+def test_shared_lists(tmp_path):
     shared = [np.float32(1.0)]
-    tree = {'a': shared, 'b': (shared, shared)}
-    shared.append(tree)
-    read = load_plain(save(tmp_path, tree))
-    assert read['a'] is read['b'][0] is read['b'][1] and read['a'][1] is read
+    read = load_plain(save(tmp_path, {'a': shared, 'b': (shared, shared)}))
+    assert read['a'] is read['b'][0] is read['b'][1]
+
+
+def test_a_value_that_contains_itself_is_refused(tmp_path):
+    for tree in ([], {}):
+        inner = (tree,)
+        tree.append(inner) if isinstance(tree, list) else tree.update(a=inner)
+        with pytest.raises(ValueError, match='a value that contains itself'):
+            load_plain(save(tmp_path, {'meta': tree}))
+
+
+def test_values_are_at_most_a_hundred_deep_whatever_the_order_in_which_they_are_met(tmp_path):
+    chain = [[]]
+    for _ in range(300):
+        chain.append([chain[-1]])
+    assert load_plain(save(tmp_path, chain[90])) == chain[90]
+    for tree in (chain[300], chain, chain[::-1], {'a': tuple(chain)}):
+        with pytest.raises(ValueError, match='nested more than 100 deep'):
+            load_plain(save(tmp_path, tree))
 
 
 def test_attributes_of_tensors_are_dropped(tmp_path):
@@ -162,8 +167,7 @@ def test_only_plain_dtypes(tmp_path, array):
         load_plain(save(tmp_path, array))
 
 
-@pytest.mark.skipif(not CAN_ALLOW, reason='torch before 2.6 has no such list')
-def test_allow_list_is_narrow_and_restored(tmp_path):
+def test_what_other_code_allows_torch_to_read_is_neither_allowed_nor_changed(tmp_path):
     path = save(tmp_path, Stranger())
     with torch.serialization.safe_globals([Stranger]):
         allowed = set(torch.serialization.get_safe_globals())

@@ -1,16 +1,21 @@
-"""The reader for torch before 2.6: both formats of `torch.save`, and files that ask for more than they hold."""
+"""The reader of checkpoints: both formats of `torch.save`, and files that ask for more than they hold."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mmriem.engine.pickled import STAND_INS
 from mmriem.engine.plain_pickle import read_plain
 
 DTYPES = [
@@ -188,5 +193,96 @@ def test_a_torchscript_archive_is_refused(tmp_path):
 def test_another_pickle_is_no_checkpoint(tmp_path):
     path = tmp_path / 'other.pth'
     path.write_bytes(pickle.dumps({'a': 1}, protocol=2) * 3)
-    with pytest.raises(pickle.UnpicklingError, match='another pickle'):
+    with pytest.raises(pickle.UnpicklingError, match='magic number'):
         read_plain(path, {})
+
+
+def read_hostile(tmp_path, *instructions: bytes):
+    path = tmp_path / 'hostile.pth'
+    path.write_bytes(written(*instructions))
+    tracemalloc.start()
+    try:
+        return read_plain(path, STAND_INS)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1000 * path.stat().st_size + 2_000_000
+
+
+TEXT = b'X' + struct.pack('<I', 1000) + b'a' * 1000
+MANY = b'](' + b'N' * 20_000 + b'eq\x01'
+PAIRS = b'](' + b''.join(b'J' + struct.pack('<i', n) + b'N\x86' for n in range(5_000)) + b'eq\x01'
+ENCODE, SET, ARRAY = b'c_codecs\nencode\n', b'c__builtin__\nset\n', b'cnumpy.core.multiarray\n_reconstruct\n'
+FLOATS = b'cnumpy\ndtype\nX\x02\x00\x00\x00f4\x89\x88\x87R'
+DEEP = b')' + b'\x85' * 300_000
+
+
+@pytest.mark.parametrize(
+    ('instructions', 'said'),
+    [
+        ([b'c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R'], 'GLOBAL builtins.bytearray'),
+        ([ENCODE, TEXT, b'X\x09\x00\x00\x00hex_codec\x86R'], 'GLOBAL _codecs.encode'),
+        ([ENCODE, TEXT, b'X\x08\x00\x00\x00punycode\x86R'], 'GLOBAL _codecs.encode'),
+        ([PAIRS, ORDERED, b'q\x02', b'h\x02h\x01\x85R' * 2000], 'more copies of its values'),
+        ([b'cmmengine.config.config\nConfigDict\nq\x02', PAIRS, b'h\x02h\x01\x85R' * 2000], 'more copies'),
+        ([b'](', b''.join(b'J' + struct.pack('<i', n) for n in range(5_000)), b'eq\x01', SET, b'q\x02',
+          b'h\x02h\x01\x85R' * 2000], 'more copies'),
+        ([TEXT, b'q\x01', ENCODE, b'q\x02X\x06\x00\x00\x00latin1q\x03', b'h\x02h\x01h\x03\x86R' * 2000], 'more copies'),
+        ([b'B', struct.pack('<I', 80_000), bytes(80_000), b'q\x01', FLOATS, b'q\x02](',
+          (ARRAY + b')R(K\x01M\x20\x4e\x85h\x02\x89h\x01tb') * 200, b'e'], 'more copies'),
+        ([b'}', DEEP, b'Ns'], 'a key that is no text or number'),
+        ([SET, b'](', DEEP, b'e\x85R'], 'a key that is no text or number'),
+        ([ORDERED, b'](', DEEP, b'N\x86e\x85R'], 'a key that is no text or number'),
+        ([b'}(', b'N' * 20, b'tNs'], 'a key that is no text or number'),
+        ([b'}\x8a\x20', bytes(31), b'\x01Ns'], 'a key that is no text or number'),
+        ([DEEP], 'nested more than 100 deep'),
+        ([b']q\x01h\x01a'], 'a value that contains itself'),
+        ([b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\n', DEEP, b'X\x03\x00\x00\x00cpuK\x01tQ'], 'a reference to'),
+    ],
+)  # fmt: skip
+def test_small_pickles_do_not_ask_for_memory_or_time_without_end(tmp_path, instructions, said):
+    with pytest.raises((pickle.UnpicklingError, ValueError), match=said):
+        read_hostile(tmp_path, *instructions)
+
+
+def test_lists_that_share_lists_take_no_more_than_they_are(tmp_path):
+    tree = read_hostile(
+        tmp_path,
+        b'](N',
+        b'N' * 8,
+        b'e',
+        b''.join(b'q' + bytes([n]) + b'](' + (b'h' + bytes([n])) * 9 + b'e' for n in range(60)),
+    )
+    for _ in range(60):
+        assert all(each is tree[0] for each in tree)
+        tree = tree[0]
+
+
+def test_a_tensor_repeated_beyond_measure_is_refused(tmp_path):
+    small = read_plain(save(tmp_path, {'w': torch.ones(1).expand(1000, 1000)}), {})['w']
+    assert small.shape == (1000, 1000) and small.stride() == (0, 0)
+    with pytest.raises(pickle.UnpicklingError, match='in a storage of less'):
+        read_plain(save(tmp_path, {'w': torch.ones(1).expand(2**20, 2**20)}), {})
+
+
+def test_the_older_format_asks_for_no_more_than_is_there(tmp_path):
+    path = tmp_path / 'short.pth'
+    path.write_bytes(b'\x80\x02\x8b\xff\xff\xff\x7f')  # a number of 2 GiB
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError):
+            read_plain(path, {})
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+def test_two_readers_at_once_do_not_disturb_each_other(tmp_path):
+    """Torch's list of what may be read belongs to the whole process; this reader does not touch it."""
+    path = save(tmp_path, {'w': torch.ones(3), 'n': np.float64(0.5)})
+    before = set(torch.serialization.get_safe_globals()) if hasattr(torch.serialization, 'get_safe_globals') else None
+    with ThreadPoolExecutor(8) as pool:
+        trees = list(pool.map(lambda _: read_plain(path, STAND_INS), range(200)))
+    assert all(tree['n'] == 0.5 and torch.equal(tree['w'], torch.ones(3)) for tree in trees)
+    if before is not None:
+        assert set(torch.serialization.get_safe_globals()) == before
