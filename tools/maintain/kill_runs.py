@@ -29,6 +29,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 
 import mmriem.engine.compression  # noqa: F401  loaded once, for all forks
@@ -37,8 +39,8 @@ from mmriem.core.atomic import write_whole
 ROOT = Path(__file__).parents[2]
 DEMO = ('configs/demo/{}.py', 'demo/{}.pth')
 DETECTORS = {
-    'GFL R18': ('gfl_r18_fpn_digits', '--bits', '2', '--image-count', '2', '--tune', '4'),
-    'Faster R-CNN Swin': ('faster-rcnn_swin_fpn_digits', '--bits', '1', '--image-count', '2', '--tune', '4'),
+    'GFL R18': ('gfl_r18_fpn_digits', '--bits', '2', '--tune', '2'),
+    'Faster R-CNN Swin': ('faster-rcnn_swin_fpn_digits', '--bits', '1', '--tune', '2'),
 }
 OUTPUTS = {'o.riem', 'o.py', 'o.json', 'o.html'}
 FIRST_OUTPUT = re.compile(r'\.o\.riem\.[0-9a-f]{16}\.riem-tmp')
@@ -101,7 +103,8 @@ class Detector:
         """Compress it once."""
         stem, *options = DETECTORS[name]
         config, checkpoint = (str(ROOT / path.format(stem)) for path in DEMO)
-        plain = cls(name, (config, checkpoint, *options))
+        draw_images(folder / 'images')
+        plain = cls(name, (config, checkpoint, '--images', str(folder / 'images'), *options))
         count = folder / 'count'
         end = plain.run(folder / 'whole', count_into=count)
         if end.status:
@@ -155,6 +158,14 @@ class Detector:
         if names != OUTPUTS:
             return f'left over or lost: {", ".join(sorted(names ^ OUTPUTS))}'
         return '' if (folder / 'o.riem').read_bytes() == self.expected else 'other bytes'
+
+
+def draw_images(folder: Path) -> None:
+    """Two images, so that runs are short: no search for the style of procedural ones."""
+    folder.mkdir()
+    for number in range(2):
+        image = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+        cv2.imwrite(str(folder / f'{number}.png'), cv2.resize(image, (320, 240), interpolation=cv2.INTER_CUBIC))
 
 
 def watch_operations(folder: Path, kill_at: Operation, count_into: Path | None) -> None:
