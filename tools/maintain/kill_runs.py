@@ -199,17 +199,22 @@ def ended(child: int, folder: Path) -> End:
 
 def kills(detector: Detector, folder: Path, count: int, draw: random.Random, tally: Tally) -> None:
     """Chains of kills, each chain of one compression, which then goes on to its end."""
-    done = 0
+    done = chain = 0
     while done < count:
-        where, flags = folder / f'kill{done}', ()
+        where, flags = folder / f'chain{chain}', ()
+        chain += 1
         for _ in range(min(CHAIN, count - done)):
             what, end = killed_once(detector, where, flags, draw, in_the_last_moments=done % 2 == 1)
-            done, flags = done + 1, ('--resume',)
+            flags = ('--resume',)
             wrong = '' if end.status < 0 or end.is_clean else end.told[-500:]
             riem = where / 'o.riem'
             if riem.exists() and riem.read_bytes() != detector.expected:
                 wrong = 'a file of other bytes'
-            tally.add(detector.name, what, 'killed' if end.status < 0 else 'was done before', wrong)
+            is_ended = end.status != 0
+            tally.add(detector.name, what, 'ended there' if is_ended else 'was done before, not counted', wrong)
+            if not is_ended:
+                break
+            done += 1
         finish(detector, where, 'killed, then --resume', tally)
         again = detector.run(where, '--resume')
         wrong = '' if again.status == 0 and 'nothing was left to do' in again.told else again.told[-500:]
