@@ -14,6 +14,7 @@ from mmriem.core import representation_names
 from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.compression import METRICS, compress_detector, print_report
+from mmriem.engine.ladder import BITS, compress_ladder, print_ladder
 from mmriem.engine.outputs import Outputs
 from mmriem.engine.processes import LAUNCHERS, joined
 from mmriem.engine.progress import show_progress
@@ -29,6 +30,7 @@ examples:
   mmriem compress cfg.py ckpt.pth                      # to work_dirs/cfg/ckpt.riem
   mmriem compress mmdet::yolox/yolox_s_8xb8-300e_coco.py yolox_s.pth --out out/
   mmriem compress cfg.py ckpt.pth --size 2MB --out small.riem
+  mmriem compress cfg.py ckpt.pth --bits 4 2 1 --out o # o/ckpt-4bit.riem and so on, and a table to choose by
   mmriem compress cfg.py ckpt.pth --resume             # after Ctrl-C, a kill or a power cut
   bash tools/dist_compress.sh cfg.py ckpt.pth 4        # by four processes, the same bytes
   mmriem test out/ckpt.py out/ckpt.riem                # its mAP
@@ -70,7 +72,19 @@ def _add_budget(found: argparse.ArgumentParser) -> None:
     budget = group.add_mutually_exclusive_group()
     budget.add_argument('--size', type=byte_count, metavar='5MB', help='bytes; kB, MB, KiB, MiB are known')
     budget.add_argument('--ratio', type=float, help='share of the fp32 weights')
-    budget.add_argument('--bits', type=float, help='bits for each compressed weight, everything counted')
+    budget.add_argument(
+        '--bits',
+        type=float,
+        nargs='+',
+        help='bits for each compressed weight, everything counted; several make a ladder of files and one table',
+    )
+    budget.add_argument(
+        '--ladder',
+        dest='bits',
+        action='store_const',
+        const=list(BITS),
+        help=f'the same as --bits {" ".join(f"{bits:g}" for bits in BITS)}',
+    )
     budget.add_argument('--tolerance', type=float, help='instead: predicted relative error of the outputs')
     group.add_argument(
         '--allow-broken',
@@ -211,7 +225,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings.of(
         representation=args.representation,
         ratio=args.ratio,
-        bits=args.bits,
+        bits=args.bits[0] if args.bits and len(args.bits) == 1 else None,
         size=args.size,
         tolerance=args.tolerance,
         include=tuple(args.include),
@@ -241,15 +255,14 @@ def _compress(args: argparse.Namespace) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     device = check_device(args.device)
     outputs = Outputs.named(args.out, args.config, args.checkpoint)
+    is_ladder = args.bits is not None and len(args.bits) > 1
+    if is_ladder and args.launcher != 'none':
+        raise RiemError(f'--bits: expected one number with --launcher {args.launcher}, found {len(args.bits)}')
     with joined(args.launcher) as workers:
         if workers.size > 1 and device == 'cuda':
             device = check_device(f'cuda:{os.environ["LOCAL_RANK"]}')
         with show_progress('compressing', quiet=args.no_progress or workers.rank > 0) as display:
-            report = compress_detector(
-                args.config,
-                args.checkpoint,
-                outputs,
-                settings,
+            options = dict(
                 options=args.cfg_options,
                 metric=args.metric,
                 images=args.images,
@@ -264,7 +277,13 @@ def _compress(args: argparse.Namespace) -> None:
                 allow_broken=args.allow_broken,
                 on_progress=display,
                 on_layer=display.layer,
-                workers=workers,
             )
+            place = args.config, args.checkpoint, outputs, settings
+            if is_ladder:
+                rows, report = compress_ladder(*place, args.bits, **options), None
+            else:
+                rows, report = None, compress_detector(*place, workers=workers, **options)
+    if rows is not None:
+        print_ladder(rows)
     if report is not None:
         print_report(report, outputs)

@@ -9,9 +9,9 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from mmriem.core.file.manifest import Source
 from mmriem.core.images.synthesis import synthesis_share
 from mmriem.core.live.convert import make_dense
 from mmriem.core.live.module import holds_states
-from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.compress import Compressed, compress
 from mmriem.core.pipeline.progress import OnLayer, OnProgress
 from mmriem.core.pipeline.reencode import reencode
 from mmriem.core.pipeline.settings import Settings
@@ -51,7 +51,17 @@ from .outputs import WRITING, Outputs
 from .probe import ConfigProbe, build_probe
 from .terminal import plain_console
 
-__all__ = ['METRICS', 'compress_detector', 'print_report']
+__all__ = [
+    'METRICS',
+    'Opened',
+    'begin_journal',
+    'compress_detector',
+    'identity_of',
+    'kept_on_failure',
+    'open_detector',
+    'print_report',
+    'write_outputs',
+]
 
 PULLBACK, TASK, IDENTITY = METRICS = ('pullback', 'task', 'identity')
 
@@ -136,19 +146,8 @@ def compress_detector(
         raise RiemError(
             f'{outputs.config}: expected another name than that of the config itself; choose one with --out'
         )
-    cfg = read_config(config, options)
-    loading = LoadingConfig(with_visualizer(cfg), outputs.riem.name)
-    read = read_checkpoint(checkpoint, trust=trust)
-    model = build_detector(cfg)
-    if not holds_states(read.state_dict):
-        make_dense(model)  # so that its weights are compressed, and not fitted while they are loaded
-    state_dict = without_prefix(read.state_dict, prefix, checkpoint) if prefix else read.state_dict
-    load_into(model, state_dict, checkpoint)
-    state_dict.clear()
-    read.state_dict.clear()  # as large as the model
-    told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
-    states = make_dense(model)
-    require_sound(model)
+    opened = open_detector(config, checkpoint, outputs, options=options, trust=trust, prefix=prefix)
+    cfg, model, states, told = opened.config, opened.model, opened.states, opened.told
     is_trained = bool(states) and not settings.budget.is_given
     has_images = metric != IDENTITY and not is_trained
     if on_progress and has_images:
@@ -156,20 +155,20 @@ def compress_detector(
     executor = Executor(threads, workers)
     wanted = (image_count, settings.fit.seed, images, executor, synthesis, metric == TASK)
     probe = build_probe(cfg, model, *wanted) if has_images else None
-    identity = _identity(cfg, read.sha256, settings, metric, probe, device)
+    identity = identity_of(cfg, opened.sha256, settings, metric, probe, device)
     finished = outputs.finished(identity) if resume and workers.rank == 0 else None
     if workers.exchange(b'' if finished is None else b'finished')[0]:
         return None if finished is None else _ended(outputs, finished)
     if resume and workers.rank == 0 and not outputs.journal.holds(WRITING):
         outputs.refuse_occupied(force=force)
-    journal = _begun(outputs, workers, identity, start_over=force and not resume)
+    journal = begin_journal(outputs, workers, identity, start_over=force and not resume)
     try:
         if is_trained:
             encoded = {name: weight.encoded() for name, weight in states.items()}
             compressed = reencode(model, {name: kept for name, kept in encoded.items() if kept is not None}, **told)
         else:
             if probe is not None:
-                on_progress = _synthesised(probe, model, replace(executor, journal=journal), device, on_progress)
+                on_progress = synthesised(probe, model, replace(executor, journal=journal), device, on_progress)
             compressed = compress(
                 model,
                 settings,
@@ -198,28 +197,105 @@ def compress_detector(
         journal.remove()
         return None
     pictures = probe.pictures(model, MOST) if probe is not None else []
-    report = {
-        'file': outputs.riem.name,
-        'source': {'config': str(config), 'checkpoint': str(checkpoint), 'sha256': read.sha256},
-        **compressed.report,
-    }
-    report['notes'] = notes(report)
-    with _kept_on_failure():
+    with kept_on_failure():
         journal.put(WRITING, b'')
-        started = time.perf_counter()
-        writing.write(outputs.riem, compressed.archive, force=force or resume)
-        report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
-        loading.write(outputs.config)
-        write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}, pictures))
-        report.update(outputs.signature(identity))
-        write_whole(outputs.report, json.dumps(report, indent=1) + '\n')  # the last one, as it says that all are there
+        report = write_outputs(outputs, opened, compressed, identity, pictures, force=force or resume)
     workers.exchange(b'')
     journal.remove()
     return report
 
 
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A detector that is to be compressed.
+
+    Attributes:
+        source: what the user calls config and checkpoint.
+        config: as it is read.
+        loading: the config that is written beside the file.
+        model: with dense weights.
+        states: of weights that had states in the checkpoint.
+        told: what the file says of it.
+        sha256: of the checkpoint.
+    """
+
+    source: tuple[str, str]
+    config: Config
+    loading: LoadingConfig
+    model: nn.Module
+    states: Mapping[str, Any]
+    told: dict[str, Any]
+    sha256: str
+
+
+def open_detector(
+    config: str,
+    checkpoint: str,
+    outputs: Outputs,
+    *,
+    options: Mapping[str, Any] | None = None,
+    trust: bool = False,
+    prefix: str = '',
+) -> Opened:
+    """Read config and checkpoint, and build the detector; the arguments are those of `compress_detector`.
+
+    Raises:
+        RiemError: they do not fit, or cannot be read, or values are not finite.
+    """
+    cfg = read_config(config, options)
+    loading = LoadingConfig(with_visualizer(cfg), outputs.riem.name)
+    read = read_checkpoint(checkpoint, trust=trust)
+    model = build_detector(cfg)
+    if not holds_states(read.state_dict):
+        make_dense(model)  # so that its weights are compressed, and not fitted while they are loaded
+    state_dict = without_prefix(read.state_dict, prefix, checkpoint) if prefix else read.state_dict
+    load_into(model, state_dict, checkpoint)
+    state_dict.clear()
+    read.state_dict.clear()  # as large as the model
+    told = dict(dataset_meta=dataset_meta(cfg, read.dataset_meta), source=Source(Path(checkpoint).name, read.sha256))
+    states = make_dense(model)
+    require_sound(model)
+    return Opened((str(config), str(checkpoint)), cfg, loading, model, states, told, read.sha256)
+
+
+def write_outputs(
+    outputs: Outputs,
+    opened: Opened,
+    compressed: Compressed,
+    identity: Mapping[str, Any],
+    pictures: Sequence[Any] = (),
+    *,
+    force: bool,
+) -> dict[str, Any]:
+    """Write file, config and reports; returns the report.
+
+    Args:
+        outputs: where.
+        opened: what was compressed.
+        compressed: into what.
+        identity: what the compression depends on.
+        pictures: of the images that the detector was run on, for the page.
+        force: replace an existing file.
+    """
+    config, checkpoint = opened.source
+    report = {
+        'file': outputs.riem.name,
+        'source': {'config': config, 'checkpoint': checkpoint, 'sha256': opened.sha256},
+        **compressed.report,
+    }
+    report['notes'] = notes(report)
+    started = time.perf_counter()
+    writing.write(outputs.riem, compressed.archive, force=force)
+    report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
+    opened.loading.write(outputs.config)
+    write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}, pictures))
+    report.update(outputs.signature(identity))
+    write_whole(outputs.report, json.dumps(report, indent=1) + '\n')  # the last one, as it says that all are there
+    return report
+
+
 @contextmanager
-def _kept_on_failure() -> Iterator[None]:
+def kept_on_failure() -> Iterator[None]:
     """Within, the journal holds everything that the outputs are made of, as errors say."""
     try:
         yield
@@ -236,7 +312,7 @@ def _ended(outputs: Outputs, report: dict[str, Any]) -> dict[str, Any]:
     return {**report, 'notes': [*report['notes'], 'all outputs were there: nothing was left to do']}
 
 
-def _synthesised(
+def synthesised(
     probe: ConfigProbe, model: nn.Module, executor: Executor, device: str, on_progress: OnProgress | None
 ) -> OnProgress | None:
     """Optimise the images of a probe; returns what shows the progress of the rest."""
@@ -250,7 +326,7 @@ def _synthesised(
     return on_progress and partial(advance, share, 1.0)
 
 
-def _begun(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, start_over: bool) -> Journal:
+def begin_journal(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, start_over: bool) -> Journal:
     """The journal, which all processes of a machine have in common, and all of those that see the same folder.
 
     Raises:
@@ -275,7 +351,7 @@ def _begun(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, s
     return journal
 
 
-def _identity(
+def identity_of(
     config: Config, checkpoint: str, settings: Settings, metric: str, probe: ConfigProbe | None, device: str
 ) -> dict[str, Any]:
     """What a compression depends on: only where all of it is the same, finished weights are."""

@@ -1,11 +1,12 @@
 """Files are whole or absent; what killed processes leave is removed, and nothing else."""
 
+import multiprocessing
 import os
 import re
+import resource
 import signal
-import subprocess
-import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import torch
 from mmriem.core import atomic
 from mmriem.core.atomic import remove_leftovers, scratch_folder, temporary_path, whole_file, write_whole
 from mmriem.core.errors import Interrupted, RiemError
+
+FORK = multiprocessing.get_context('fork')
 
 
 def test_bytes_and_texts_take_the_place_of_the_old_file(tmp_path):
@@ -58,46 +61,57 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     assert os.listdir(tmp_path) == ['folder']
 
 
-def limited(program: str, folder) -> subprocess.CompletedProcess:
-    """Run a program that cannot write files of more than 4 kB, as on a disk that is full."""
-    head = (
-        'import resource, signal, sys, torch\n'
-        'from mmriem.core.atomic import whole_file, write_whole\n'
-        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
-        'resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n'
-    )
-    return subprocess.run([sys.executable, '-c', head + program], cwd=folder, capture_output=True, text=True)
+def limited(write):
+    """The error of a process that cannot write files of more than 4 kB, as on a disk that is full."""
+
+    def work(connection):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            write()
+        except Interrupted as error:
+            connection.send(str(error))
+
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=work, args=(theirs,))
+    process.start()
+    process.join()
+    return ours.recv() if ours.poll() else None
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='limits of POSIX')
-@pytest.mark.parametrize(
-    'program',
-    [
-        "write_whole('a', bytes(9999))",
-        "with whole_file('a') as stream: torch.save({'x': torch.zeros(99999)}, stream)",
-    ],
-)
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, program):
+def save_tensors(path):
+    with whole_file(path) as stream:
+        torch.save({'x': torch.zeros(99999)}, stream)
+
+
+@pytest.mark.parametrize('write', [lambda path: write_whole(path, bytes(9999)), save_tensors])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, write):
     (tmp_path / 'a').write_bytes(b'old')
-    done = limited(program, tmp_path)
-    assert 'mmriem.core.errors.Interrupted: a: the file cannot be written (File too large); make room' in done.stderr
+    error = limited(lambda: write(tmp_path / 'a'))
+    assert (
+        error == f'{tmp_path / "a"}: the file cannot be written (File too large); make room, or choose another folder'
+    )
     assert (tmp_path / 'a').read_bytes() == b'old' and os.listdir(tmp_path) == ['a']
 
 
+def half_written(path, connection):
+    with whole_file(path) as stream:
+        stream.write(b'half')
+        stream.flush()
+        connection.send('writing')
+        time.sleep(600)
+
+
 def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
-    program = (
-        'import sys, time\n'
-        'from mmriem.core.atomic import whole_file\n'
-        "with whole_file('net.riem') as stream:\n"
-        "    stream.write(b'half'); stream.flush(); print('writing', flush=True); time.sleep(600)\n"
-    )
-    process = subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'writing\n'
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=half_written, args=(tmp_path / 'net.riem', theirs))
+    process.start()
+    assert ours.recv() == 'writing'
     (name,) = os.listdir(tmp_path)
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == [name]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert os.listdir(tmp_path) == [name]
     write_whole(tmp_path / 'other', b'x')
     assert os.listdir(tmp_path) == ['other']
@@ -164,13 +178,14 @@ def test_a_scratch_folder_is_gone_at_the_end_and_is_left_alone_while_it_is_in_us
 
 
 def test_the_scratch_folder_of_a_killed_process_is_removed(tmp_path):
-    program = (
-        'import os\n'
-        'from mmriem.core.atomic import scratch_folder\n'
-        "with scratch_folder('set') as scratch:\n"
-        "    (scratch / 'new').mkdir(); os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.run([sys.executable, '-c', program], cwd=tmp_path)
+    def work():
+        with scratch_folder(tmp_path / 'set') as scratch:
+            (scratch / 'new').mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = FORK.Process(target=work)
+    process.start()
+    process.join()
     assert len(os.listdir(tmp_path)) == 1
     write_whole(tmp_path / 'a', b'x')
     assert os.listdir(tmp_path) == ['a']

@@ -517,6 +517,21 @@ def test_all_is_done_already(compress, whole_file, tmp_path, monkeypatch, capsys
     assert times[tmp_path / 'o.riem'] == (tmp_path / 'o.riem').stat().st_mtime_ns
 
 
+def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file, tmp_path, capsys):
+    arguments = ['--out', 'o.riem', '--bits', '6', '9', '1e-3', '--image-count', '4', '--tune', '2']
+    assert compress(*arguments) is None
+    printed = capsys.readouterr().out
+    assert 'recommended' in printed and '0.001 bits: budget: ' in printed
+    names = [f'o-{bits}bit.{kind}' for bits in (6, 9) for kind in ('html', 'json', 'py', 'riem')]
+    assert files(tmp_path) == sorted([*names, 'o.json'])
+    rows = json.loads((tmp_path / 'o.json').read_text())['ladder']
+    assert [row['bits'] for row in rows] == [9, 6, 1e-3] and 'refused' in rows[2]
+    assert all(row['bytes'] == (tmp_path / row['file']).stat().st_size for row in rows[:2])
+    theirs, ours = reading.from_bytes(whole_file).decode(), reading.read(tmp_path / 'o-6bit.riem').decode()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert compress(*arguments).startswith('error: o.json: expected no file of that name')
+
+
 def test_a_second_run_is_refused_and_disturbs_nothing(compress, tmp_path):
     (tmp_path / 'o.riem.journal').mkdir()
     with Outputs(tmp_path / 'o.riem').held():

@@ -126,23 +126,39 @@ class _Original:
         return True
 
 
-def recalibrate(model: nn.Module, reference: nn.Module, probe: Probe, executor: Executor | None = None) -> None:
+def recalibrate(
+    model: nn.Module,
+    reference: nn.Module,
+    probe: Probe,
+    executor: Executor | None = None,
+    told: list[bytes] | None = None,
+) -> None:
     """Mend the norms and biases of ``model``, the compressed form of ``reference``, in place.
 
     The result does not depend on the executor. Of several processes the first one calls this, and that of rank
     ``OBSERVER`` calls :func:`observe`.
 
+    Args:
+        model, reference: in eval mode, on the same device.
+        probe: the images.
+        executor: who works.
+        told: what the original has told before on these images, so that it does not run again; an empty list takes it.
+            Several processes do without.
+
     Raises:
         Interrupted: the other process is gone.
     """
-    executor = executor or Executor()
+    executor, told = executor or Executor(), [] if told is None else told
     if executor.workers.size > 1:
         _recalibrate(model, reference, probe, iter(lambda: executor.workers.receive(OBSERVER), b''))
+    elif told:
+        _recalibrate(model, reference, probe, iter(told))
     elif executor.threads > 1:
-        _recalibrate_beside(model, reference, probe)
+        _recalibrate_beside(model, reference, probe, told)
     else:
-        told: list[bytes] = []
-        _observe(reference, probe, told.append)
+        every: list[bytes] = []
+        _observe(reference, probe, every.append)
+        told.extend(every)
         _recalibrate(model, reference, probe, iter(told))
 
 
@@ -166,14 +182,16 @@ def _observe(reference: nn.Module, probe: Probe, tell: Callable[[bytes], None]) 
         probe.run(reference, 0, last)
 
 
-def _recalibrate_beside(model: nn.Module, reference: nn.Module, probe: Probe) -> None:
-    """The original runs in a thread of its own."""
+def _recalibrate_beside(model: nn.Module, reference: nn.Module, probe: Probe, kept: list[bytes]) -> None:
+    """The original runs in a thread of its own; all that it told is kept in the end."""
+    every: list[bytes] = []
     told: SimpleQueue[bytes] = SimpleQueue()
     stop = threading.Event()
 
     def tell(data: bytes) -> None:
         if stop.is_set():
             raise RiemError('stopped')
+        every.append(data)
         told.put(data)
 
     def listen() -> Iterator[bytes]:
@@ -187,6 +205,7 @@ def _recalibrate_beside(model: nn.Module, reference: nn.Module, probe: Probe) ->
             _recalibrate(model, reference, probe, listen())
         finally:
             stop.set()
+    kept.extend(every)
 
 
 @torch.no_grad()

@@ -19,15 +19,15 @@ from ..file.manifest import Source
 from ..images.probe import Probe
 from ..weights.soundness import require_sound
 from .archiving import Frame, archive_within
-from .correct import correct, tell_original
+from .correct import Original, correct
 from .encoded_weight import average_bits
 from .job import Job, trainable
-from .measure import measure
+from .measure import Metrics, measure
 from .progress import OnLayer, OnProgress, WorkLog
 from .report import compression_report
 from .settings import Settings
-from .solve import solve_planned, unpack
-from .solve_steps import solve_steps
+from .solve import Solution, solve_planned, unpack
+from .solve_steps import Problems, solve_steps
 
 DEFAULT_RATIO = 0.19
 """Where no budget is given and no images tell what is lost: the paper's."""
@@ -95,6 +95,40 @@ def compress(
         RiemError: nothing to compress, a pattern without a match, a budget that is too small, or a process is gone.
         Hopeless: the budget leads to more than ``most_error``.
     """
+    options = dict(dataset_meta=dataset_meta, source=source, device=device, threads=threads, on_layer=on_layer)
+    options.update(workers=workers, journal=journal, most_error=most_error)
+    prepared = prepare(model, settings, probe=probe, on_progress=on_progress, **options)
+    metrics = measure(prepared.job, probe, prepared.log)
+    solution = solve(prepared, metrics)
+    return complete(prepared, metrics, solution, probe)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A compression before its first stage: what is done, what the file holds besides, and the log of the work."""
+
+    job: Job
+    frame: Frame
+    log: WorkLog
+    started: float
+
+
+def prepare(
+    model: nn.Module,
+    settings: Settings,
+    *,
+    dataset_meta: Mapping[str, Any],
+    source: Source,
+    probe: Probe | None = None,
+    device: str = 'cpu',
+    threads: int = 1,
+    on_progress: OnProgress | None = None,
+    on_layer: OnLayer | None = None,
+    workers: Workers | None = None,
+    journal: Journal | None = None,
+    most_error: float = math.inf,
+) -> Prepared:
+    """Fill in defaults, and find the weights; the arguments are those of :func:`compress`."""
     started = time.perf_counter()
     require_sound(model)
     settings = with_defaults(settings, model, probe)
@@ -104,20 +138,33 @@ def compress(
     recorded = {**settings.recorded(), **images}
     frame = Frame(model, job.views, settings.selection, dict(dataset_meta), source, recorded)
     log = WorkLog(_efforts(settings, probe is not None), job.owners, on_progress, on_layer)
+    return Prepared(job, frame, log, started)
 
-    metrics = measure(job, probe, log)
-    solve = solve_steps if settings.fit.kind.stepper else solve_planned
-    solution = solve(job, metrics, frame, log)
-    if executor.workers.rank:
-        tell_original(job, probe)
+
+def solve(prepared: Prepared, metrics: Metrics, problems: Problems | None = None) -> Solution:
+    """States for each weight within the budget; ``problems`` that are factored already are not factored again."""
+    job, frame, log = prepared.job, prepared.frame, prepared.log
+    if not job.settings.fit.kind.stepper:
+        return solve_planned(job, metrics, frame, log)
+    return solve_steps(job, metrics, frame, log, problems or Problems(job, metrics, log))
+
+
+def complete(
+    prepared: Prepared, metrics: Metrics, solution: Solution, probe: Probe | None, original: Original | None = None
+) -> Compressed | None:
+    """The stages after the solution: correct, archive, report. None in all processes but the first."""
+    job, frame, log = prepared.job, prepared.frame, prepared.log
+    original = original or Original(job, probe)
+    if job.executor.workers.rank:
+        original.tell()
         return None
     weights = unpack(job, solution.weights, log)
-    corrected = correct(job, weights, probe, log)
+    corrected = correct(job, weights, probe, log, original)
     with log.timed('archive'):
         rate = average_bits(weights, job.views, job.state_dict)
         archive = archive_within(frame, weights, corrected.state_dict, rate, solution.limit)
     report = compression_report(archive, job, metrics, solution, corrected.tuned, log)
-    report['totals']['wall_seconds'] = time.perf_counter() - started
+    report['totals']['wall_seconds'] = time.perf_counter() - prepared.started
     return Compressed(archive, report)
 
 

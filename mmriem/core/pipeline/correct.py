@@ -27,7 +27,31 @@ class Corrected:
     tuned: Tuned | None = None
 
 
-def correct(job: Job, weights: EncodedWeights, probe: Probe | None, log: WorkLog) -> Corrected:
+class Original:
+    """What the original network does beside a compressed one, and what it told: the same for files of any size.
+
+    Args:
+        job: the compression.
+        probe: its images.
+    """
+
+    def __init__(self, job: Job, probe: Probe | None) -> None:
+        self._job, self._probe = job, probe
+        self._told: list[bytes] = []
+
+    def tell(self) -> None:
+        """What another process than the first does meanwhile: that of rank ``OBSERVER`` runs the original."""
+        if self._job.recalibrates and self._job.executor.workers.rank == OBSERVER:
+            release_memory()
+            with one_thread():
+                observe(self._job.model_on_device(), self._probe, self._job.executor)
+
+    def recalibrate(self, compressed: nn.Module, reference: nn.Module) -> None:
+        """Set norms and biases so that activations have the statistics of the original's."""
+        recalibrate(compressed, reference, self._probe, self._job.executor, self._told)
+
+
+def correct(job: Job, weights: EncodedWeights, probe: Probe | None, log: WorkLog, original: Original) -> Corrected:
     """Recalibrate norms and biases, then train them, as far as the job asks for it."""
     if not (job.recalibrates or job.trained):
         return Corrected(job.state_dict)
@@ -38,19 +62,11 @@ def correct(job: Job, weights: EncodedWeights, probe: Probe | None, log: WorkLog
     with one_thread():
         if job.recalibrates:
             with log.within('recalibrate', 'norms and biases'):
-                recalibrate(compressed, reference, probe, job.executor)
+                original.recalibrate(compressed, reference)
         if job.trained:
             with log.within('tune', 'norms and biases') as advance:
                 tuned = _tune(job, compressed, reference, probe, advance)
     return Corrected(_merged(job, compressed), tuned)
-
-
-def tell_original(job: Job, probe: Probe | None) -> None:
-    """What another process than the first does meanwhile: that of rank ``OBSERVER`` runs the original."""
-    if job.recalibrates and job.executor.workers.rank == OBSERVER:
-        release_memory()
-        with one_thread():
-            observe(job.model_on_device(), probe, job.executor)
 
 
 @torch.no_grad()

@@ -25,9 +25,10 @@ class Metrics:
     sources: dict[str, str]
     _executor: Executor
     _held: dict[str, Metric] = field(default_factory=dict)
+    _stays: bool = False
 
     def take(self, name: str) -> Metric | None:
-        """The metric of a weight, which is not held in memory any longer; None for the identity.
+        """The metric of a weight, which is not held in memory any longer unless it stays; None for the identity.
 
         Raises:
             Interrupted: the journal has lost it since it was measured or looked for.
@@ -35,7 +36,7 @@ class Metrics:
         if name not in self.sources:
             return None
         if name in self._held:
-            return self._held.pop(name)
+            return self._held[name] if self._stays else self._held.pop(name)
         piece = self._executor.kept(_metric_key(name))
         if piece is None:
             raise Interrupted(
@@ -45,8 +46,15 @@ class Metrics:
         return Metric.from_bytes(piece)
 
 
-def measure(job: Job, probe: Probe | None, log: WorkLog) -> Metrics:
-    """Run the network on the images, unless the journal has all the metrics already, each of them whole."""
+def measure(job: Job, probe: Probe | None, log: WorkLog, *, stays: bool = False) -> Metrics:
+    """Run the network on the images, unless the journal has all the metrics already, each of them whole.
+
+    Args:
+        job: the compression.
+        probe: the images; None: all weights have the identity.
+        log: of the work.
+        stays: whether a metric may be taken more than once.
+    """
     executor = job.executor
     if probe is None:
         return Metrics({}, executor)
@@ -75,7 +83,7 @@ def measure(job: Job, probe: Probe | None, log: WorkLog) -> Metrics:
     named = {name: source.decode() for name, source in own.items() if source}
     parts = executor.workers.exchange(json.dumps(named).encode())
     found = {name: source for part in parts for name, source in json.loads(part).items()}
-    return Metrics({name: found[name] for name in job.owners if name in found}, executor, held)
+    return Metrics({name: found[name] for name in job.owners if name in found}, executor, held, stays)
 
 
 def _kept_source(executor: Executor, name: str) -> bytes | None:

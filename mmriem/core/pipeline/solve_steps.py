@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import struct
 import time
@@ -79,6 +80,12 @@ class Problems:
         self._written: dict[str, tuple[Encoded | None, EncodedWeight]] = {}
         self._turns = log.turns('fit')
         self.turns = 0
+
+    def told_to(self, log: WorkLog) -> Problems:
+        """The same problems, none of them factored again, whose further work is told to another log."""
+        same = copy.copy(self)
+        same._log, same._turns, same.turns = log, log.turns('fit'), 0
+        return same
 
     def sensitivities(self) -> dict[str, Sensitivity]:
         """Of every weight, in every process."""
@@ -281,13 +288,12 @@ class _Search:
         return min(max(scale, 1e-3), COARSEST)
 
 
-def solve_steps(job: Job, metrics: Metrics, frame: Frame, log: WorkLog) -> Solution:
+def solve_steps(job: Job, metrics: Metrics, frame: Frame, log: WorkLog, problems: Problems) -> Solution:
     """Every weight with its step, all under one scale that meets the budget.
 
     Raises:
         RiemError: the budget is too small, or out of reach.
     """
-    problems = Problems(job, metrics, log)
     found = _Search(job, metrics, frame, problems, log).for_budget()
     with log.timed('write'):
         weights = problems.write(found.weights, log.stage('write'))

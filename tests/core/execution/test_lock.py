@@ -1,11 +1,10 @@
 """One process at a time; locks of processes that are gone are stale."""
 
 import json
+import multiprocessing
 import os
-import signal
 import socket
-import subprocess
-import sys
+import time
 
 import pytest
 
@@ -13,21 +12,24 @@ from mmriem.core import atomic
 from mmriem.core.errors import Interrupted, RiemError
 from mmriem.core.execution.lock import locked
 
-PROGRAM = (
-    'import sys, time\n'
-    'from mmriem.core.execution.lock import locked\n'
-    "with locked('lock', 'net.riem'):\n"
-    "    print('held', flush=True); time.sleep(600)\n"
-)
+FORK = multiprocessing.get_context('fork')
+
+
+def hold(path, connection):
+    with locked(path, 'net.riem'):
+        connection.send('held')
+        time.sleep(600)
 
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, '-c', PROGRAM], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'held\n'
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(tmp_path / 'lock', theirs))
+    process.start()
+    assert ours.recv() == 'held'
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def refused(path, *words):
@@ -42,8 +44,8 @@ def test_the_second_one_is_told_of_the_first_and_takes_over_when_that_is_killed(
     for _ in range(2):
         refused(path, who, 'wait until it ends')
         assert path.exists()
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
+    holder.join()
     assert path.exists()
     with locked(path, 'net.riem'):
         assert json.loads(path.read_text())['process'] == os.getpid()
@@ -95,7 +97,7 @@ class TestWithoutLocksOfTheSystem:
 
     def test_of_a_process_that_is_gone(self, tmp_path, holder):
         holder.kill()
-        holder.wait()
+        holder.join()
         with locked(tmp_path / 'lock', 'net.riem'):
             pass
         assert not os.listdir(tmp_path)

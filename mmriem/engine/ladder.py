@@ -1,0 +1,220 @@
+"""A ladder of sizes: files of one detector at several bits for each weight, measured once, in one table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.table import Table
+
+from mmriem.core.atomic import write_whole
+from mmriem.core.errors import Interrupted, RiemError
+from mmriem.core.execution.executor import Executor
+from mmriem.core.pipeline.ladder import Rung, climb
+from mmriem.core.pipeline.progress import OnLayer, OnProgress
+from mmriem.core.pipeline.settings import Budget, Settings
+from mmriem.visualization.sheet import MOST
+
+from .compression import (
+    IDENTITY,
+    PULLBACK,
+    TASK,
+    Opened,
+    begin_journal,
+    identity_of,
+    kept_on_failure,
+    open_detector,
+    synthesised,
+    write_outputs,
+)
+from .drawing import with_visualizer
+from .expectation import HOPELESS, expected_loss
+from .loading_config import LoadingConfig
+from .outputs import WRITING, Outputs
+from .probe import build_probe
+from .terminal import plain_console
+
+__all__ = ['BITS', 'compress_ladder', 'print_ladder', 'recommended', 'rung_outputs', 'verdict']
+
+BITS = (4.0, 3.0, 2.0, 1.5, 1.0)
+"""For each weight, where nothing else is asked for."""
+VERDICTS = ((0.1, 'visually lossless'), (0.3, 'good'), (1.0, 'lossy'), (math.inf, 'broken'))
+"""Up to that predicted error of the outputs, as `expectation` has it in sentences."""
+
+
+def verdict(error: float | None) -> str:
+    """A word for a predicted error of the outputs.
+
+    >>> verdict(0.05), verdict(0.5), verdict(None)
+    ('visually lossless', 'lossy', 'not predicted')
+    """
+    return 'not predicted' if error is None else next(word for most, word in VERDICTS if error <= most)
+
+
+def recommended(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The smallest file of the best verdict that any file of the ladder has; None where that is no good one.
+
+    >>> rows = [{'bytes': 9, 'verdict': 'visually lossless'}, {'bytes': 7, 'verdict': 'visually lossless'}]
+    >>> recommended([*rows, {'bytes': 5, 'verdict': 'good'}])['bytes']
+    7
+    """
+    for _, word in VERDICTS[:2]:
+        its = [row for row in rows if row['verdict'] == word]
+        if its:
+            return min(its, key=lambda row: row['bytes'])
+    return None
+
+
+def rung_outputs(outputs: Outputs, bits: float) -> Outputs:
+    """Where the file of so many bits is: `NAME-2bit.riem` beside `NAME.riem`."""
+    return Outputs(outputs.riem.with_name(f'{outputs.riem.stem}-{bits:g}bit.riem'))
+
+
+def compress_ladder(
+    config: str,
+    checkpoint: str,
+    outputs: Outputs,
+    settings: Settings,
+    bits: Sequence[float],
+    *,
+    options: Mapping[str, Any] | None = None,
+    metric: str = PULLBACK,
+    images: str | os.PathLike | None = None,
+    image_count: int = 0,
+    synthesis: int | None = 0,
+    device: str = 'cpu',
+    threads: int = 1,
+    trust: bool = False,
+    prefix: str = '',
+    force: bool = False,
+    resume: bool = False,
+    allow_broken: bool = False,
+    on_progress: OnProgress | None = None,
+    on_layer: OnLayer | None = None,
+) -> list[dict[str, Any]]:
+    """Compress a detector to several sizes and write the outputs of each, and the table as `NAME.json`.
+
+    Args:
+        config, checkpoint: as for `compress_detector`, as are the arguments that are not named here.
+        outputs: gives the names: see `rung_outputs`.
+        settings: how; its budget is not used.
+        bits: for each weight, of each file.
+
+    Returns:
+        A row for each size, largest first: `bits`, `bytes`, `file`, `predicted_error`, `verdict`, `expected`; those
+        that were refused have `refused` in the place of a file.
+
+    Raises:
+        RiemError: an output is there, config and checkpoint do not fit, or every size is refused.
+    """
+    rungs = sorted(set(bits), reverse=True)
+    every = [rung_outputs(outputs, rate) for rate in rungs]
+    if metric == IDENTITY and (images is not None or image_count or synthesis):
+        raise RiemError(
+            f'--images, --image-count, --synthesis: expected with --metric {PULLBACK}, found --metric {metric}'
+        )
+    with outputs.held():
+        outputs.check(force=force, resume=resume)
+        for each in every:
+            each.refuse_occupied(force=force or (resume and outputs.journal.holds(WRITING)))
+        opened = open_detector(config, checkpoint, outputs, options=options, trust=trust, prefix=prefix)
+        executor = Executor(threads)
+        wanted = (image_count, settings.fit.seed, images, executor, synthesis, metric == TASK)
+        probe = build_probe(opened.config, opened.model, *wanted) if metric != IDENTITY else None
+        identity = identity_of(opened.config, opened.sha256, settings, metric, probe, device)
+        journal = begin_journal(
+            outputs, executor.workers, {**identity, 'ladder': rungs}, start_over=force and not resume
+        )
+        if probe is not None:
+            on_progress = synthesised(probe, opened.model, replace(executor, journal=journal), device, on_progress)
+        pictures = probe.pictures(opened.model, MOST) if probe is not None else []
+        climbed = climb(
+            opened.model,
+            settings,
+            [Budget(bits=rate) for rate in rungs],
+            probe=probe,
+            device=device,
+            threads=threads,
+            on_progress=on_progress,
+            on_layer=on_layer,
+            journal=journal,
+            most_error=math.inf if allow_broken else HOPELESS,
+            **opened.told,
+        )
+        try:
+            rows = []
+            for rate, each, rung in zip(rungs, every, climbed):
+                with kept_on_failure():
+                    journal.put(WRITING, b'')
+                    told = {**identity, 'bits': rate}
+                    report = _write(each, opened, rung, told, pictures, force=force or resume)
+                    rows.append(_row(rate, report, rung))
+            if all('refused' in row for row in rows):
+                raise RiemError(f'{rows[0]["bits"]:g} bits: {rows[0]["refused"]}')
+            with kept_on_failure():
+                write_whole(outputs.report, json.dumps({'ladder': rows}, indent=1) + '\n')
+        except Interrupted:
+            raise
+        except RiemError:
+            journal.remove()
+            raise
+        journal.remove()
+        return rows
+
+
+def print_ladder(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table, and the size that is recommended."""
+    table = Table()
+    for heading in ('bits/weight', 'KB', 'of fp32', 'of fp16', 'predicted error', 'verdict', 'file'):
+        table.add_column(heading, justify='left' if heading in ('verdict', 'file') else 'right')
+    best = recommended([row for row in rows if 'refused' not in row])
+    for row in rows:
+        if 'refused' in row:
+            table.add_row(f'{row["bits"]:g}', '-', '-', '-', '-', 'refused', '')
+            continue
+        smaller = [f'1/{row[size] / row["bytes"]:.1f}' for size in ('bytes_fp32', 'bytes_fp16')]
+        error = '-' if row['predicted_error'] is None else f'{row["predicted_error"]:.2g}'
+        mark = ' (recommended)' if row is best else ''
+        table.add_row(
+            f'{row["bits"]:g}', f'{row["bytes"] / 1e3:,.1f}', *smaller, error, row['verdict'] + mark, row['file']
+        )
+    console = plain_console(120)
+    console.print(table)
+    for row in rows:
+        if 'refused' in row:
+            console.print(f'{row["bits"]:g} bits: {row["refused"]}', soft_wrap=True)
+    if best is not None:
+        console.print(f'{best["file"]}: {best["expected"]}', soft_wrap=True)
+
+
+def _write(
+    outputs: Outputs,
+    opened: Opened,
+    rung: Rung,
+    identity: Mapping[str, Any],
+    pictures: Sequence[Any],
+    *,
+    force: bool,
+) -> dict[str, Any] | None:
+    if rung.compressed is None:
+        return None
+    own = replace(opened, loading=LoadingConfig(with_visualizer(opened.config), outputs.riem.name))
+    return write_outputs(outputs, own, rung.compressed, identity, pictures, force=force)
+
+
+def _row(bits: float, report: Mapping[str, Any] | None, rung: Rung) -> dict[str, Any]:
+    if report is None:
+        return {'bits': bits, 'refused': rung.refused}
+    totals = report['totals']
+    error = totals['predicted_error']
+    return {
+        'bits': bits,
+        'file': report['file'],
+        **{key: totals[key] for key in ('bytes', 'bytes_fp32', 'bytes_fp16', 'predicted_error')},
+        'verdict': verdict(error),
+        'expected': expected_loss(error),
+    }
