@@ -12,7 +12,7 @@ from torch import Tensor
 from ..weights.views import WeightView
 
 MAX_COLUMNS = 6144
-"""Widest block of the metric: correlations between columns of different blocks are left out."""
+"""Most columns of a block of the metric: correlations between columns of different blocks are left out."""
 
 
 @dataclass(frozen=True, eq=False)
