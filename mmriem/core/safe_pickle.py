@@ -87,9 +87,9 @@ ARRAYS = {
     'numpy.core.multiarray.scalar': scalar,
     'numpy._core.multiarray.scalar': scalar,
 }
-"""What numpy's arrays and scalars are spelled with, and what stands in for it."""
+"""Stand-ins for what numpy's arrays and scalars are spelled with in a pickle."""
 BYTES = {'_codecs.encode': _latin1, 'builtins.bytes': _no_bytes}
-"""What a pickle of protocol 2 and less spells bytes with, where Python 3 wrote it."""
+"""Stand-ins for what a pickle of protocol 2 and less spells bytes with, where Python 3 wrote it."""
 
 
 def build(tree: Any, allowance: Allowance) -> Any:

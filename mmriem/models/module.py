@@ -1,4 +1,4 @@
-"""How any module of mmdet becomes one that holds states: its own constructor, then surgery."""
+"""How any module of mmdet becomes one that holds states: its own constructor, then states in place of its weights."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ DENSE_BITS = 16
 RECORD_BITS = 8 * 84
 """Side information of one weight in the file: two SHA-256, name, shape, settings; measured, a little above."""
 MANIFEST_BITS = 8 * 250
-"""What the records of all weights take together beyond that: names of settings, before compression finds repeats."""
+"""What a manifest takes besides the records of its weights: names of settings, before compression finds repeats."""
 MIN_NEURONS = 17
 """A matrix with fewer rows or columns (a depthwise kernel, a box regressor) has too few weights for each neuron to
 share: states save little there and cost much accuracy, so it stays dense while the budget allows it."""
 MAX_DENSE_SHARE = 0.25
-"""Share of the budget that such matrices may take."""
+"""Share of the budget that matrices of fewer than ``MIN_NEURONS`` rows or columns may take."""
 STEPS = (0.1, 0.3)
-"""How much larger a weight's states may get by what rounding left over: first fine steps, then those of small ones."""
+"""How much larger than planned a weight may get, in turn, by bits that rounding has left over."""
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from ..errors import RiemError
 TEMPER = 0.75
 """Power of the relative sensitivity in a step: 1 trusts it, 0 ignores it."""
 CLOSE_ENOUGH = 0.99
-"""A budget is met when this share of it is used, and not more than all."""
+"""Least share of a budget whose use counts as having met it."""
 TURNS = 12
 """Passes over all weights that a search may take."""
 FLATTEST = 2.0**-6
-"""Least slope of a measure on logarithmic scales that a search expects: that of a weight of 64 bits."""
+"""Least slope of size or error over scale, both logarithms, that a search expects: that of a weight of 64 bits."""
 FINEST = 2.0**-12
-"""Smallest scale: steps of that many standard deviations."""
+"""Smallest scale of a search: steps of that many standard deviations of the weights."""
 COARSEST = 2.0**300
 """Largest scale: one for weights that the outputs hardly feel, next to which those of the others have small steps."""
 S = TypeVar('S')

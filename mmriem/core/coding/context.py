@@ -11,34 +11,37 @@ from constriction import stream
 from .streams import Reader, Writer
 
 DIRECT = 16
-"""Magnitudes below are their own token; larger ones share a token for half an octave and have further bits."""
+"""Magnitudes below 16 are their own token; larger ones share a token for half an octave and have further bits."""
 TOKENS = DIRECT + 2 * 28
+"""Number of tokens: two for each octave from ``DIRECT`` to the largest magnitude of 32 bits."""
 STEPS = 4
-"""Classes for each octave of the expected magnitude, a power of two."""
+"""Classes of distributions for each octave of the expected magnitude, a power of two."""
 OCTAVES = (-8, 6)
+"""Binary exponents of the least expected magnitude with a class of its own, and of the greatest."""
 CLASSES = STEPS * (OCTAVES[1] - OCTAVES[0])
+"""Number of classes of distributions, by the expected magnitude."""
 UNIT = 4096
-"""Weight of one symbol in the frequencies of its own class; a quarter of it counts in the classes beside it."""
+"""Weight of one token in the frequencies of its own class; a quarter of it counts in the classes beside it."""
 PRIOR = 12
-"""Symbols that the geometric distribution stands for in each class."""
+"""Weight, in tokens, of the geometric distribution that a class starts with."""
 RARE = 16
-"""Frequency that every token has, however unlikely."""
+"""Least frequency of a token in a class."""
 TILE = 4
-"""Rows and channels of the first tile."""
+"""Rows, and channels, of the first tile of a matrix."""
 MOST_ROWS, MOST_CHANNELS = 128, 512
-"""Rows and channels of the largest tile."""
+"""Rows and channels of the largest tile of a matrix."""
 TAPS = (1, 3)
-"""Sizes of the first groups of taps that are coded together, so that the others see what is in their kernel."""
+"""Sizes of the first groups of taps of a kernel that are coded together, so that the other taps see what is in it."""
 SINGLE = 8
-"""Channels of the first rows whose taps are coded one by one, since little is known yet."""
+"""Channels of the first tiles whose taps are coded one by one, since little is known yet."""
 MOST_SINGLE = 64
 """The most taps of a kernel that are coded one by one."""
 TAP_PRIOR = 32
-"""Weight, in symbols, of the assumption that a tap is as large as the others."""
+"""Weight, in tokens, of the assumption that a tap of a kernel is as large as the others."""
 SHRINKAGES = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 2.0**24)
-"""Choices for the weight of the mean, in symbols, against what was decoded."""
+"""Choices for the weight of the mean, in tokens, against the tokens that were decoded."""
 FIXED = SHRINKAGES[-1]
-"""The choice that leaves the mean as it is."""
+"""The choice of a shrinkage that leaves the mean as it is."""
 _STEP_BITS = STEPS.bit_length() - 1
 LOW = np.array([*range(DIRECT), *(half << (e - 1) for e in range(4, 32) for half in (2, 3))], np.uint32)
 _add = np.add.reduce

@@ -14,6 +14,7 @@ LANES = 4
 """Streams that the tokens of a large matrix are dealt to: a processor works on them side by side."""
 _LENGTHS = struct.Struct('<III')  # bytes of each stream but the last
 BITS_24 = stream.model.Uniform(1 << 24)
+"""The distribution of 24 bits as they are."""
 _ENDS_ELSEWHERE = 'integer stream: expected its end after the last integer, found it elsewhere; the file is damaged'
 
 

@@ -34,15 +34,15 @@ from ..images.probe import Probe
 from ..images.watching import Side, watching
 
 OBSERVER = 1
-"""Rank of the process that runs the original, of several."""
+"""Rank of the process that runs the original network where there are several processes."""
 FEW_IMAGES = 2
 """Images that tell beforehand how often each layer is called; a loop over images calls it twice."""
 MAX_IMAGES = 64
-"""Images that run at once, all in one batch, because a layer must be recalibrated before the next one runs."""
+"""Most images of a recalibration: one batch, because a layer must be recalibrated before the next one runs."""
 GAINS = (1 / 3, 3.0)
-"""Bounds of the change of a standard deviation: channels that are dead on these images tell nothing."""
+"""Least and greatest factor on the standard deviation of a channel: one that is dead on the images tells nothing."""
 FLOOR = 1e-6
-"""Added to the variance of a channel, relative to the mean over the channels."""
+"""What is added to the variance of a channel, relative to the mean variance of all channels."""
 
 
 @dataclass

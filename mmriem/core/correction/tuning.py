@@ -23,13 +23,13 @@ from ..images.probe import Probe, frozen, without_checkpoints
 from ..images.watching import Side, watching
 
 RATE = 1e-3
-"""Of Adam at the first step; it falls to zero with a cosine."""
+"""Learning rate of Adam at the first step of a tuning; it falls to zero with a cosine."""
 FEATURES = 10.0
-"""Weight of the error of the features beside that of the outputs."""
+"""Weight of the error of features beside that of outputs, in the loss of a tuning."""
 SMALLEST = 1e-12
 """Variance of a feature that is as good as none."""
 HELD_OUT = 8
-"""One of so many batches judges the result and is not trained on."""
+"""Batches of a tuning of which one judges the result and is not trained on."""
 
 
 @dataclass(frozen=True)

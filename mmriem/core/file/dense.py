@@ -31,7 +31,7 @@ DTYPES = {
 # numpy dtype in the file; raw: the tensor's own bytes
 STORAGES = {'half': '<f2', 'single': '<f4', 'raw': None}
 LINEAR, LOGARITHM = VECTOR_STORAGES = ('linear', 'logarithm')
-"""Of `mmriem.core.file.vectors`: floating vectors, entropy-coded together; ``logarithm`` is for variances."""
+"""Storages of floating vectors that are entropy-coded together (`mmriem.core.file.vectors`), one for variances."""
 
 
 def dtype_name(key: str, dtype: torch.dtype) -> str:

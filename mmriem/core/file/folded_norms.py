@@ -18,7 +18,7 @@ from .derived import derive
 from .vectors import VectorRecord, quantise
 
 STATISTICS = 8
-"""Precision of mean and variance, see `.vectors`: a quarter of the spread of the means, half an octave."""
+"""Precision (see `.vectors`) of a norm's mean and variance: a quarter of the spread of the means, half an octave."""
 
 
 @dataclass(frozen=True)

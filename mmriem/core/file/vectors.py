@@ -49,21 +49,23 @@ def find_vectors(model: nn.Module, include: Sequence[str] = ('*',), exclude: Seq
 
 
 MIN_NUMEL = 8
-"""Shorter vectors save next to nothing."""
+"""Least elements of a vector that is rounded: shorter ones save next to nothing."""
 PRECISION = 20
 """Quarter octaves from the spread of a vector down to its step: a rounding error of 0.9 % of the spread."""
 NORM_PRECISION = 14
-"""The same for weights and biases of batch norms, where mean and variance have no error, see `norms`: 2.6 %."""
+"""Quarter octaves from the spread of a batch norm's weights or biases down to their step, where mean and variance have
+no error (see `.folded_norms`): a rounding error of 2.6 % of the spread."""
 LEAST_PRECISION, MOST_PRECISION = 8, 48
+"""Bounds of the precision of a vector."""
 OCTAVE = 4
-"""Steps are powers of ``2 ** (1 / OCTAVE)``."""
+"""Steps of vectors for each octave: they are powers of ``2 ** (1 / OCTAVE)``."""
 MAX_EXPONENT = 400
 MAX_FINENESS = 8
-"""A logarithm (base 2) has a step of ``2 ** -fineness``."""
+"""Greatest fineness of the logarithms of a vector, whose step is ``2 ** -fineness``."""
 LARGEST = 1 << 24
-"""Of an integer."""
+"""Greatest magnitude of an integer that a vector is rounded to."""
 SMALLEST_VARIANCE = 2.0**-40
-"""Smaller ones, zeros too, are stored as this; next to the ``eps`` of a norm they are nothing."""
+"""Least variance that is stored: smaller ones, zeros too, become this, nothing next to the ``eps`` of a norm."""
 _HEADER = struct.Struct('<II')  # bytes of the scales, bytes of the centres
 _MOST = 8  # bytes of a coded integer
 _TOO_LARGE = f'vectors: expected integers of at most {LARGEST}, found a larger one; the file is damaged'

@@ -29,15 +29,15 @@ def frozen(model: nn.Module) -> nn.Module:
 
 
 MAX_PIXELS = 1 << 18
-"""Of the images that run at a time, if they are many, and of one image where its size is free."""
+"""Most pixels of a batch of images, and of one image where its size is free."""
 PIXELS = 1 << 21
-"""Of all images together, where their number is not given."""
+"""Pixels of all images together, where their number is not given."""
 STEP_PIXELS = 1 << 16
-"""Of the images of one step of training."""
+"""Pixels of the images of one step of training."""
 COUNTS = (8, 256)
-"""Least and most images by default."""
+"""Fewest and most images of a probe by default."""
 MAX_BATCH = 32
-"""Images that run at a time: of each batch the pullback metric takes a sample, so many batches tell more than one."""
+"""Most images of a batch: the pullback metric takes a sample of each, so many batches tell more than one."""
 
 
 def image_count(width: int, height: int, counts: tuple[int, int] = COUNTS) -> int:

@@ -17,17 +17,18 @@ from torch import Tensor
 from ..errors import RiemError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, RGB, for values between 0 and 1: what most networks for images are trained with."""
+"""Mean and standard deviation of the pixels of ImageNet, RGB from 0 to 1: what most networks are trained with."""
 SHAPES = 80
-"""Leaves of an image."""
+"""Number of leaves of an image."""
 RADII = (0.003, 0.03)
-"""Of a leaf, relative to the shorter side: ``RADII[1] / sqrt(u)`` for ``u`` uniform between ``RADII[0]`` and 1."""
+"""What the radius of a leaf is drawn with, relative to the shorter side of the image: ``RADII[1] / sqrt(u)`` for ``u``
+uniform between ``RADII[0]`` and 1."""
 TEXTURE = 0.3
-"""Spread of a grating's contrast."""
+"""Standard deviation of the contrast of a leaf's texture, a grating."""
 FREQUENCIES = (0.1, 0.3, 1.0)
-"""Scales of its spatial frequency, in twice that many radians a pixel."""
+"""Scales of the spatial frequency of a leaf's texture, in twice that many radians a pixel."""
 GRAIN = 0.02
-"""Standard deviation of the noise of a pixel, full range 1."""
+"""Standard deviation of the noise of an image's pixels, full range 1."""
 
 
 @dataclass(frozen=True)

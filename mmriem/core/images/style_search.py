@@ -25,19 +25,20 @@ from .procedural import Style
 from .watching import Side, watching
 
 DEFAULT = Style(colour=0.4)
-"""For networks whose norms hold no statistics, and where the search starts."""
+"""Style of images for networks whose norms hold no statistics; a search starts there."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     'contrast': ((1.0, 1.0), (0.3, 1.0), (0.1, 0.5)),
     'light': (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3),
     'colour': (1.0, 0.4, 0.2),
     'scale': (1, 2),
 }
-"""Of each attribute of a style; they are sought one after the other, in this order."""
+"""Values that a search tries of each attribute of a style, one attribute after the other, in this order."""
 ROUNDS = 2
+"""Passes of a search over all attributes of a style."""
 PIXELS = 1 << 19
-"""Of the images of one style that are run."""
+"""Pixels of the images that a search runs of one style."""
 COUNTS = (2, 64)
-"""Least and most images of one style that are run."""
+"""Fewest and most images that a search runs of one style."""
 
 
 def choose_style(model: nn.Module, probe_of: Callable[[Style], Probe], executor: Executor | None = None) -> Style:

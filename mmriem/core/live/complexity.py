@@ -29,7 +29,8 @@ from ..torch_versions import attention_as_products
 from ..weights.views import every_weight, parameter_owners
 
 WAYS = ('dense', 'regeneration', 'product', 'matrix_free')
-"""The dense network; making its weights once; applying those that were made; doing both at a time, in blocks."""
+"""What is counted: the dense network; making its weights once; applying those that were made; both at a time, in
+blocks."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from .module import LiveModule, attach, hold_states, plain_class
 from .states import FROZEN, INTEGERS, STATES, WeightStates
 
 DEFAULT_RATIO = 0.19
+"""Size of the states of a weight over its fp32 values where no size is given: the paper's."""
 
 
 def make_dense(model: nn.Module) -> dict[str, WeightStates]:

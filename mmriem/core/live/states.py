@@ -41,7 +41,7 @@ from .unmade import UnmadeWeight
 STATES = 'riem'
 """Name of the submodule of a live module that holds the states of its weights."""
 FROZEN, STRAIGHT_THROUGH = INTEGERS = ('frozen', 'straight_through')
-"""What training does with integer states."""
+"""Ways of training with integer states: they stay as they are, or gradients pass through their rounding."""
 
 
 class WeightStates(nn.Module):

@@ -20,7 +20,7 @@ from ..representations.checks import MetricBlocks, checked_blocks
 from ..representations.lattice.problem import damped
 
 SCALAR_LOSS = 0.5 * math.log2(math.pi * math.e / 6)
-"""Bits by which a cubic lattice misses the bound at high rates: 0.2546."""
+"""Bits of a weight by which rounding to a cubic lattice misses the rate bound at high rates: 0.2546."""
 
 
 class Bounds(NamedTuple):

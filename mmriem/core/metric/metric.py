@@ -13,7 +13,7 @@ from torch import Tensor
 from ..weights.views import WeightView
 
 MAX_COLUMNS = 6144
-"""Widest block of the metric: correlations between columns of different blocks are left out."""
+"""Most columns of a block of the metric: correlations between columns of different blocks are left out."""
 
 FARTHEST = 40
 """Largest binary exponent, up or down, of inputs whose squares float32 holds with room for sums; others are scaled."""

@@ -17,7 +17,7 @@ from ..weights.views import WeightView
 from .metric import MetricSums, parts
 
 POSITIONS = 4096
-"""Inputs ``x`` of one call of a layer on one batch that enter the sum; more are sampled."""
+"""Most inputs of one call of a layer on one batch that enter the metric; of more a sample does."""
 
 
 class Watch(TorchFunctionMode):
@@ -146,7 +146,8 @@ _CALLS = {
 }  # fmt: skip
 _ATTENTION = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 _Seen = tuple[Tensor, Callable[[Tensor], Tensor], float]
-"""Inputs ``(groups, positions, in)``; the gradient ``(positions, out)`` there; all positions by those chosen."""
+"""What a call of a layer shows: inputs ``(groups, positions, in)``; the gradient ``(positions, out)`` there; how many
+positions each of those that were chosen stands for."""
 
 
 def _choose(positions: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, float]:

@@ -37,7 +37,7 @@ from .metric import Metric, MetricSums
 from .observation import Watch
 
 LANES = 2
-"""Sums that are added up side by side, whatever the number of threads, so that their rounding is always the same."""
+"""Partial sums of a metric that are added up side by side, however many threads there are: rounding stays the same."""
 
 
 def collect(

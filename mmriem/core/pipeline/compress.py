@@ -30,11 +30,11 @@ from .solve import Solution, solve_planned, unpack
 from .solve_steps import Problems, solve_steps
 
 DEFAULT_RATIO = 0.19
-"""Where no budget is given and no images tell what is lost: the paper's."""
+"""Size of a file over the fp32 weights where no budget is given and no images tell what is lost: the paper's."""
 DEFAULT_TUNING = 300
-"""Steps of training where no budget is given and images are small, so that it takes seconds or a few minutes."""
+"""Steps of tuning where no budget is given and images are small, so that it takes seconds or a few minutes."""
 SMALL_IMAGE = 1 << 15
-"""Pixels of an image that is small."""
+"""Most pixels of an image that counts as small."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..weights.views import WeightView, find_weights
 from .settings import Selection, Settings
 
 RECALIBRATED_SHARE = 0.1
-"""Of a constant, such as a variance of 1, by which recalibration or tuning is expected to change it."""
+"""Share of itself by which recalibration or tuning is expected to change a constant, such as a variance of 1."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,12 +28,13 @@ from .settings import FitOptions
 from .solve import Solution, run_weights
 
 DEFAULT_ERRORS = (0.025, 0.05)
-"""Predicted relative error of the outputs where no budget is given. The file is as small as the first one allows; where
-that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one is exceeded."""
+"""Predicted relative errors of the outputs that are aimed at where no budget is given. The file is as small as the
+first one allows; where that is more than ``DEFAULT_SIZE`` of the fp32 weights, it has that size, unless the second one
+is exceeded."""
 DEFAULT_TUNED_ERROR = 0.08
-"""In place of the second one where norms and biases are trained afterwards, which takes part of it back."""
+"""Second of ``DEFAULT_ERRORS`` where norms and biases are trained afterwards, which takes part of the error back."""
 DEFAULT_SIZE = 1 / 17
-"""Share of the fp32 weights, see ``DEFAULT_ERRORS``."""
+"""Size of a file over the fp32 weights that is aimed at where no budget is given, see ``DEFAULT_ERRORS``."""
 HOPE = 0.95
 """Of the largest error that is accepted: a file of the size that has that much is accepted itself."""
 

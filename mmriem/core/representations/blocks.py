@@ -15,6 +15,7 @@ from .grid import Grid
 UNPACKED = 1 << 14
 """States that are unpacked at a time: their integers take several times as many bytes as they themselves."""
 EVERYTHING = slice(None)
+"""All rows, or all columns, of a matrix."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 STATE_BITS = (2, 8)
 """Fewest and most bits of a quantised state."""
 BLOCK = 64
-"""Columns that are rounded before their errors are passed on to all columns still to come, in one product."""
+"""Columns of states that are rounded before their errors are passed on to all later columns, in one product."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .exponents import OCTAVE, half_way, pack_exponents, unpack_exponents
 from .settings import NAME, LatticeSettings
 
 MANY = 1 << 17
-"""Integers from which on a matrix is coded in ``LANES`` streams, which cost it next to nothing."""
+"""Least integers of a matrix that is coded in ``LANES`` streams, which cost it next to nothing."""
 DECODED = 1 << 16
 """Weights that are computed at a time, in float64, so that these stay in the cache."""
 MOST_BYTES = 8

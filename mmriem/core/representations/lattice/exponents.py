@@ -12,12 +12,14 @@ from ...coding import entropy
 from ...errors import RiemError
 
 OCTAVE = 4
-"""Row and column steps are powers of ``2 ** (1 / OCTAVE)``."""
+"""Row and column steps for each octave: they are powers of ``2 ** (1 / OCTAVE)``."""
 FINE_OCTAVE = 32
-"""Likewise, where training has moved the steps off that grid: a hundredth of them is the most that rounding changes."""
+"""Row and column steps for each octave where training has moved them off the grid of ``OCTAVE``: rounding changes them
+by a hundredth at most."""
 ON_GRID = 1e-3
-"""Of steps that are on a grid the exponents are integers within that, for float32 holds the steps."""
+"""Most by which an exponent of a step on a grid is off an integer, for float32 holds the steps."""
 MAX_SYMBOL = 1 << 20
+"""Greatest magnitude that a weight is rounded to."""
 
 
 def half_way(factor: float) -> float:

@@ -18,23 +18,23 @@ from .exponents import MAX_SYMBOL, OCTAVE
 from .trellis_search import Columns, prices, search
 
 DAMPING = 0.01
-"""Added to the diagonal of the metric, relative to its mean: the procedural images are not the real ones."""
+"""What is added to the diagonal of a metric, relative to its mean: the procedural images are not the real ones."""
 COLUMN_POWER = 0.25
-"""Column steps are the pivots ``R_jj`` to minus this power: 1 is best at high rates for a metric that is exact."""
+"""Power of the pivots ``R_jj`` that column steps are divided by: 1 is best at high rates for a metric that is exact."""
 COLUMN_ROWS = 128
-"""Fewer rows share one column step: a step for each column would cost more bits than it saves."""
+"""Least rows of a matrix with a step for each column: for fewer it would cost more bits than it saves."""
 ROW_POWER = 0.25
-"""Row steps are the output weights to minus half this power: likewise."""
+"""Power of the square roots of the output weights that row steps are divided by."""
 DEAD_ZONE = 0.04
-"""Magnitudes are rounded up from ``0.5 + DEAD_ZONE`` on: zeros and small numbers cost fewer bits."""
+"""What a fraction must have above a half to be rounded up: zeros and small numbers cost fewer bits."""
 SMALLEST_STEP, LARGEST_STEP = 2.0**-126, 2.0**120
 """Steps of a lattice, such that float32 holds those of rows and columns too. Weights that are denormal become zeros."""
 FARTHEST = 100
 """Largest binary exponent, up or down, of output weights that float32 holds; others are scaled."""
 LARGEST_CODE = 1 << 10
-"""Of constant weights at a step of the spread."""
+"""Integers of constant weights where the step is their spread, which is taken as that share of their magnitude."""
 BLOCK = 128
-"""Columns between two updates of all later ones."""
+"""Columns that are rounded before their errors are passed on to all later columns, in one product."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,11 @@ from ...coding.trellis import NEXT, STATES
 from . import native
 
 PRICE = 0.3
-"""What a bit costs, in squared fine steps: the search weighs bits against the error."""
+"""Price of a bit in squared fine steps: the search weighs bits against the error."""
 LEVELS = 64
-"""Of ``m``, whose bits are estimated; larger ones count as the last."""
+"""Number of indices whose bits are estimated; larger ones count as the last."""
 LARGEST = 1 << 20
+"""Greatest magnitude that the search gives."""
 _TABLE_FLOOR = 0.01
 _MOST_BITS = 30.0
 

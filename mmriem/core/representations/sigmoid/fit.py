@@ -16,25 +16,30 @@ from .regeneration import STATE_NAMES, Tile, decay_of, random_metric, shifted, t
 from .settings import METRIC_BITS, SigmoidSettings
 
 SWEEPS = 56
-"""Alternating sweeps at effort 1."""
+"""Alternating sweeps of a fit at effort 1."""
 FIRST_SWEEPS = 5
-"""Of these each has a curvature of its own; then one serves for ``REPEATS`` steps."""
+"""First sweeps of a fit, which have a curvature each; then one serves for ``REPEATS`` steps."""
 REPEATS = 3
+"""Steps that one curvature serves for after ``FIRST_SWEEPS``."""
 METRIC_STEPS, MOST_METRIC_STEPS = 8, 16
-"""Adam steps on the metric in a sweep: one for each tile within these bounds."""
+"""Fewest and most Adam steps on the metric in a sweep, of which there is one for each tile."""
 LEARNING_RATE = 3e-3
+"""Learning rate of Adam for the metric at the first sweep; it falls to zero."""
 FOLLOWING_SWEEPS = 2
-"""Of the states once the metric is rounded."""
+"""Sweeps of the states once the metric is rounded."""
 ROUNDING_SWEEPS = 4
+"""Sweeps that round the states, each side given the other one."""
 CHUNK = {True: 1 << 19, False: 1 << 26}
-"""Sigmoids of the tiles that are worked on together, on a CPU and on other devices: what fits the nearest cache."""
+"""Sigmoids of the tiles that a sweep works on together, on a CPU (True) and on other devices: what fits the nearest
+cache."""
 ROUNDING_CHUNK = {True: 1 << 21, False: 1 << 26}
-"""Likewise where states are rounded, one after the other."""
+"""Sigmoids of the tiles whose states are rounded together, on a CPU (True) and on other devices."""
 KEPT = 3
-"""Random starts that go on after the first cull."""
+"""Random starts of a fit that go on after the first cull."""
 MIN_GAIN = 1e-3
-"""The fit ends early where ``PATIENCE`` sweeps have lowered the error by less than this share of it for each step."""
+"""Least share of the error that a step must take off: after ``PATIENCE`` sweeps of less a fit ends early."""
 PATIENCE = 2
+"""Sweeps of less than ``MIN_GAIN`` that end a fit."""
 CLIP = {2: 1.8, 3: 2.3, 4: 2.8, 5: 3.3}
 """Range of the state grid in standard deviations, by state bits; from minimum to maximum where not listed."""
 

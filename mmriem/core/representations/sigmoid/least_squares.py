@@ -11,7 +11,7 @@ from ..grid import Grid
 from .regeneration import decay_of, slopes_of
 
 ALIGNMENT = 16
-"""States are padded with zeros to a multiple of this before products."""
+"""Multiple to which states are padded with zeros before products."""
 
 
 @dataclass

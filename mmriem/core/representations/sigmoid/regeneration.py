@@ -12,10 +12,10 @@ from torch import Tensor
 from ...coding import exact
 
 STATE_NAMES = ('q', 'p', 'M', 'b', 'w', 'c')
-"""States of output and input neurons, the metric, its offsets, the mixing weights, and the constant."""
+"""Names of the states: output neurons, input neurons, the metric, its offsets, the mixing weights, the constant."""
 MAX_EXPONENT = 80.0
-"""Bound of ``|u|`` and ``|v|``, so that each of ``a`` and ``b`` is a finite normal float32 number other than 0; where
-their product overflows, the sigmoid is 0."""
+"""Greatest magnitude of the arguments ``u`` and ``v`` of a sigmoid, so that each of ``a`` and ``b`` is a finite normal
+float32 number other than 0; where their product overflows, the sigmoid is 0."""
 
 
 def shifted(metric: Tensor) -> Tensor:
