@@ -74,8 +74,8 @@ def _best_peer(network: str, plain: dict, recalibrated: dict) -> str:
     for is_recalibrated, table in ((False, plain), (True, recalibrated)):
         for (of, method), row in table.items():
             if of == network and method in PEERS:
-                mended = row['recalibrated'] if is_recalibrated else None
-                accuracy = row['accuracy'] if mended is None else mended
+                corrected = row['recalibrated'] if is_recalibrated else None
+                accuracy = row['accuracy'] if corrected is None else corrected
                 found.append((row['bytes'], is_recalibrated, method, row['setting'], accuracy))
     if not found:
         return '-'

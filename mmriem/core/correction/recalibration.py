@@ -133,7 +133,7 @@ def recalibrate(
     executor: Executor | None = None,
     told: list[bytes] | None = None,
 ) -> None:
-    """Mend the norms and biases of ``model``, the compressed form of ``reference``, in place.
+    """Recalibrate the norms and biases of ``model``, the compressed form of ``reference``, in place.
 
     The result does not depend on the executor. Of several processes the first one calls this, and that of rank
     ``OBSERVER`` calls :func:`observe`.
