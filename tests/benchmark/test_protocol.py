@@ -145,7 +145,7 @@ def test_wrong_numbers_are_refused(wrong, said):
 
 
 def test_dmu_of_settings():
-    assert Settings.of(representation='sigmoid', dmu=6).fit.of_states == {'state_bits': 0, 'shifts': 6, 'dmu': 6}
+    assert Settings.of(representation='sigmoid', dmu=6).fit.fitter.dmu == 6
     with pytest.raises(RiemError, match='dmu: expected 0'):
         Settings.of(representation='sigmoid', dmu=-1)
 
