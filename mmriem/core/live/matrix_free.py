@@ -203,7 +203,7 @@ class _ConvTranspose2d:
     groups: int
     outputs_per_group: int
     dim: int = -3
-    taps: int = 1  # its columns are never divided
+    kernel_size: int = 1  # its columns are never divided
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
         channels = x.shape[self.dim] // self.groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +50,7 @@ def solve_planned(job: Job, metrics: Metrics, frame: Frame, log: WorkLog) -> Sol
             math.prod(plan.view.shape),
             partial(_fit, job, metrics, plan),
             job.owners[plan.view.name],
-            f'fit {plan.view.name} {json.dumps(plan.settings, sort_keys=True)}',
+            f'fit {plan.view.name} {plan.configuration}',
         )
         for plan in plan_weights(job, frame)
     ]
