@@ -39,6 +39,7 @@ test-configs: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 clean:
 	rm -rf $(VENV) work_dirs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -77,6 +77,6 @@ setup(
         # peers of the benchmark, each for an environment of its own: they pin numpy below 2, or add torchvision
         'hqq': ['hqq==0.2.8.post1'],
         'nncodec': ['nncodec==2.1.3'],
-        'dev': ['pytest', 'hypothesis', 'ruff'],
+        'dev': ['pytest', 'hypothesis', 'ruff', 'mypy'],
     },
 )

@@ -7,7 +7,7 @@ import hashlib
 import operator
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ def compress(
     told = (synthesis, chosen.fit.seed, Executor(threads), device, say)
     probe = _probe(model, input_size, mean, std, inputs, metric, *told)
     share = synthesis_share(probe.describe().get('steps', 0)) if probe is not None else 0.0
-    return pipeline.compress(
+    compressed = pipeline.compress(
         model,
         chosen,
         dataset_meta=dict(dataset_meta or {}),
@@ -98,6 +98,7 @@ def compress(
         threads=threads,
         on_progress=lambda done, name: say(share + (1 - share) * done, name),
     )
+    return cast(Compressed, compressed)  # this process is the only one, so the first
 
 
 def save(compressed: Compressed, path: str | os.PathLike, *, force: bool = False) -> int:
@@ -199,11 +200,12 @@ def _probe(
             raise RiemError(f'inputs: expected a tensor (n, ...), found {_kind(inputs)}; give torch.as_tensor(...)')
         if not inputs.isfinite().all():
             raise RiemError('inputs: expected finite values, found NaN or infinite ones; leave them out')
-        probe = ImageProbe(inputs)
+        probe: Probe = ImageProbe(inputs)
     else:
-        given = {'input_size': input_size, 'mean': mean, 'std': std}
+        wanted: dict[str, Any] = {'input_size': input_size, 'mean': mean, 'std': std}
         told = getattr(model, 'pretrained_cfg', None) or {}  # of timm
-        size, mean, std = (told.get(name) if value is None else value for name, value in given.items())
+        found: list[Any] = [told.get(name) if value is None else value for name, value in wanted.items()]
+        size, mean, std = found
         _require_run(model, _procedural(size, mean, std, seed, 1))
         few = few_images(size[2], size[1])
         style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), executor)

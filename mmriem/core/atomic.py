@@ -8,6 +8,7 @@ from what another one is writing, and :func:`remove_leftovers` removes the forme
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import re
 import secrets
@@ -15,16 +16,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, BinaryIO, Union
+from typing import IO, Any, BinaryIO, Union
 
 from .errors import Interrupted, RiemError, os_reason
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing tells leftovers from what is in use, so they stay
-    fcntl = None
+fcntl: Any = None
+with suppress(ImportError):  # not a POSIX system: nothing tells leftovers from what is in use, so they stay
+    fcntl = importlib.import_module('fcntl')
 
-PathLike = Union[str, os.PathLike]
+PathLike = Union[str, 'os.PathLike[str]']
 LONGEST_NAME = 200
 """Bytes of a file name that a temporary name repeats; of a longer one it has the hash. Disks allow 255 in all."""
 _IN_USE = '.in-use'
@@ -101,7 +101,7 @@ def scratch_folder(target: PathLike) -> Iterator[Path]:
 
 def remove_leftovers(folder: PathLike) -> None:
     """Remove the temporary files of a folder that no process is writing, and such folders within it."""
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(os.fspath(folder)) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):
                 _remove(entry)

@@ -27,8 +27,13 @@ LONGEST_KEY = 16
 class StandIn:
     """Takes the place of an object while a pickle is read."""
 
-    n_bytes = 0
-    """What building it copies."""
+    @property
+    def n_bytes(self) -> int:
+        """What building it copies."""
+        return 0
+
+    def __setstate__(self, state: tuple) -> None:
+        raise pickle.UnpicklingError(f'a state for {type(self).__name__}')
 
     def build(self) -> Any:
         """The object.
@@ -188,7 +193,7 @@ class Machine:
         elif type(built) is OrderedDict and type(state) is dict:
             metadata = state.get('_metadata')
             if isinstance(metadata, OrderedDict):
-                built._metadata = metadata
+                vars(built)['_metadata'] = metadata
         else:
             raise pickle.UnpicklingError(f'a state for {type(built).__name__}')
         self.push(built)

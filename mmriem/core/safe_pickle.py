@@ -38,7 +38,7 @@ class Dtype(StandIn):
         """See `StandIn`."""
         if not PLAIN_DTYPE.fullmatch(self.code) or self.order not in ('<', '>', '=', '|'):
             raise ValueError(f'array of dtype {self.order}{self.code}')
-        return np.dtype(self.code).newbyteorder(self.order)
+        return np.dtype(f'{self.order}{self.code}')
 
 
 class Array(StandIn):
@@ -62,7 +62,7 @@ class Array(StandIn):
         return flat.reshape(shape, order='F' if fortran else 'C').copy()
 
 
-def scalar(dtype: Dtype, data: bytes) -> np.generic:
+def scalar(dtype: Dtype, data: bytes) -> Any:
     """Stands in for the function that numpy reconstructs scalars with."""
     return np.frombuffer(data, dtype.build()).reshape(())[()]
 

@@ -61,7 +61,7 @@ def target_bits(
         if not 0 < ratio <= 1:
             raise RiemError(f'ratio: expected a number above 0 and at most 1, found {ratio}')
         return ratio * 32 * total_numel
-    if not 0 < bits <= 32:
+    if bits is None or not 0 < bits <= 32:
         raise RiemError(f'bits: expected a number above 0 and at most 32, found {bits}')
     return bits * weight_numel
 

@@ -105,8 +105,10 @@ def fitted_shrinkages(tokens: np.ndarray, kernel_size: int) -> list[int]:
         # the squared deviations of kernels in excess of those of independent taps, from the product of row and column
         row_square, column_square, channel_square = (_dot(x, x) for x in (rows, columns, channels))
         apart = squares - (2 * _dot(rows, tokens @ columns) - row_square * column_square / total) / total
-        together = _dot(kernels.reshape(-1), kernels.reshape(-1))
-        together -= (2 * _dot(rows, kernels @ channels) - row_square * channel_square / total) / total
+        together = (
+            _dot(kernels.reshape(-1), kernels.reshape(-1))
+            - (2 * _dot(rows, kernels @ channels) - row_square * channel_square / total) / total
+        )
         expected = row_square * (channel_square - column_square) / total**2
         weights.append(_ratio(apart / total * expected, together - apart))
     return [sum(weight > 2 * choice for choice in SHRINKAGES[:-1]) for weight in weights]
@@ -190,7 +192,7 @@ def _blocks(count: int, largest: int, growth: int) -> Iterator[slice]:
 
 def _tap_groups(kernel_size: int, top: int, left: int, by_kernel: float) -> Iterator[slice]:
     """Cuts the taps of a kernel into those that are coded together in the tile at row ``top`` and channel ``left``."""
-    sizes = (*TAPS, kernel_size)
+    sizes: tuple[int, ...] = (*TAPS, kernel_size)
     if top == 0 and left < SINGLE:
         sizes = (1,) * min(kernel_size, MOST_SINGLE) + (kernel_size,)
     elif top and by_kernel == FIXED:

@@ -12,6 +12,7 @@ bytes are the same on every machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 from constriction import stream
@@ -77,30 +78,32 @@ def decode(
     _check_shape(shape, kernel_size)
     payloads = split_lanes(data, lanes)
     if native.module is not None:
-        return _native_matrix(payloads, shape, kernel_size, trellis)
+        return _native_matrix(native.module, payloads, shape, kernel_size, trellis)
     reader = Reader(payloads)
     magnitudes, negative = _read(reader, shape, kernel_size, trellis)
     reader.finish()
     return _signed(magnitudes, negative).reshape(shape)
 
 
-def _native_matrix(payloads: tuple[bytes, ...], shape: tuple[int, int], kernel_size: int, trellis: bool) -> np.ndarray:
-    out = np.empty(shape, np.int8)
-    status = native.module.matrix(payloads, out, *shape, kernel_size, trellis, _PRIOR, _SHRINKAGES)
-    if status[0] == native.module.WIDE:
+def _native_matrix(
+    compiled: ModuleType, payloads: tuple[bytes, ...], shape: tuple[int, int], kernel_size: int, trellis: bool
+) -> np.ndarray:
+    out: np.ndarray = np.empty(shape, np.int8)
+    status = compiled.matrix(payloads, out, *shape, kernel_size, trellis, _PRIOR, _SHRINKAGES)
+    if status[0] == compiled.WIDE:
         out = np.empty(shape, np.int32)
-        status = native.module.matrix(payloads, out, *shape, kernel_size, trellis, _PRIOR, _SHRINKAGES)
-    _require_ok(*status)
+        status = compiled.matrix(payloads, out, *shape, kernel_size, trellis, _PRIOR, _SHRINKAGES)
+    _require_ok(compiled, *status)
     return out
 
 
-def _require_ok(status: int, largest: int, found: int) -> None:
+def _require_ok(compiled: ModuleType, status: int, largest: int, found: int) -> None:
     """Raise what the status of a compiled function means."""
-    if status == native.module.OTHER_LARGEST:
+    if status == compiled.OTHER_LARGEST:
         raise RiemError(_OTHER_LARGEST.format(largest, found))
-    if status == native.module.ENDS_ELSEWHERE:
+    if status == compiled.ENDS_ELSEWHERE:
         raise RiemError(_ENDS_ELSEWHERE)
-    if status == native.module.TOO_LARGE:
+    if status == compiled.TOO_LARGE:
         raise RiemError(_TOO_LARGE)
 
 
@@ -126,10 +129,12 @@ def encode_vector(values: np.ndarray) -> bytes:
     Raises:
         RiemError: an integer that int32 cannot hold.
     """
-    values = _int32(values).tolist()
+    integers: list[int] = _int32(values).tolist()
     payloads = []
     for choice, window in enumerate(WINDOWS):
-        differences = np.array([x - _mean(values[max(0, at - window) : at]) for at, x in enumerate(values)], np.int64)
+        differences = np.array(
+            [x - _mean(integers[max(0, at - window) : at]) for at, x in enumerate(integers)], np.int64
+        )
         magnitudes, negative = np.abs(differences).astype(np.uint32), differences < 0
         writer = Writer()
         _code_integer(writer, choice, len(WINDOWS))
@@ -148,7 +153,7 @@ def decode_vector(data: bytes, count: int) -> np.ndarray:
     payloads = split_lanes(data)
     if native.module is not None:
         out = np.empty(count, np.int32)
-        _require_ok(*native.module.vector(payloads, out, _WINDOWS, _PRIOR, _SHRINKAGES))
+        _require_ok(native.module, *native.module.vector(payloads, out, _WINDOWS, _PRIOR, _SHRINKAGES))
         return out
     reader = Reader(payloads)
     window = WINDOWS[_code_integer(reader, 0, len(WINDOWS))]
@@ -292,5 +297,5 @@ def _code_flat(coder: Writer | Reader, bits: np.ndarray) -> np.ndarray:
         coder.code(chunks[:1], stream.model.Uniform(1 << 24 - missing)),
         coder.code(chunks[1:], BITS_24),
     )
-    parts = np.stack([chunks >> 16, chunks >> 8 & 255, chunks & 255], 1).astype(np.uint8)
-    return np.unpackbits(parts.reshape(-1))[missing:]
+    coded = np.stack([chunks >> 16, chunks >> 8 & 255, chunks & 255], 1).astype(np.uint8)
+    return np.unpackbits(coded.reshape(-1))[missing:]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-module: ModuleType | None
+module: ModuleType | None = None
 """The compiled functions, or None where they were not built."""
 try:
-    from . import _decoder as module
+    from . import _decoder
 except ImportError:
-    module = None
+    pass
+else:
+    module = _decoder

@@ -77,7 +77,7 @@ class Reader:
 
 def split_lanes(data: bytes, lanes: int = 1) -> tuple[bytes, ...]:
     """Those of the streams in the bytes."""
-    parts = (data,)
+    parts: tuple[bytes, ...] = (data,)
     if lanes > 1:
         if len(data) < _LENGTHS.size:
             raise RiemError(f'integer stream: expected at least {_LENGTHS.size} bytes, found {len(data)}')

@@ -12,6 +12,7 @@ statistics of each layer as they come, and the compressed network waits for thos
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -233,9 +234,9 @@ def _recalibrate(model: nn.Module, reference: nn.Module, probe: Probe, told: Ite
 def _adjust(module: nn.Module, reference: nn.Module, expected: _Statistics, found: _Statistics) -> Tensor | None:
     """Change norm or bias; returns what is to be added to each channel of the output, None for a norm."""
     expected = expected.to(found.mean.device)
-    if not isinstance(module, _BatchNorm):
+    if not (isinstance(module, _BatchNorm) and isinstance(reference, _BatchNorm)):
         difference = expected.mean - found.mean
-        module.bias += difference
+        module.get_parameter('bias').add_(difference)
         return difference
     if module.affine and reference.affine:  # another file format may have folded the statistics into these
         module.weight.copy_(reference.weight)
@@ -243,16 +244,19 @@ def _adjust(module: nn.Module, reference: nn.Module, expected: _Statistics, foun
     before = expected.variance + FLOOR * expected.variance.mean() + 1e-12
     after = found.variance + FLOOR * expected.variance.mean() + 1e-12
     gain = (after / before).sqrt().clamp(*GAINS)
-    module.running_mean.copy_(found.mean - gain * (expected.mean - reference.running_mean))
-    variance = (reference.running_var + reference.eps) * gain.square() - module.eps
-    module.running_var.copy_(variance.clamp_min(0))
+    means = [norm.get_buffer('running_mean') for norm in (module, reference)]
+    variances = [norm.get_buffer('running_var') for norm in (module, reference)]
+    means[0].copy_(found.mean - gain * (expected.mean - means[1]))
+    variance = (variances[1] + reference.eps) * gain.square() - module.eps
+    variances[0].copy_(variance.clamp_min(0))
     return None
 
 
 def _pooled(parts: list[_Statistics]) -> _Statistics:
     count = sum(part.count for part in parts)
-    mean = sum(part.mean * part.count for part in parts) / count
-    square = sum((part.variance + part.mean.square()) * part.count for part in parts) / count
+    mean = functools.reduce(torch.add, (part.mean * part.count for part in parts)) / count
+    squares = ((part.variance + part.mean.square()) * part.count for part in parts)
+    square = functools.reduce(torch.add, squares) / count
     return _Statistics(mean, (square - mean.square()).clamp_min(0), count)
 
 

@@ -80,7 +80,7 @@ def _cpu() -> tuple[str, set[str]]:
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError:
         return '', set()
-    told = {}
+    told: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(':')
         told.setdefault(key.strip(), value.strip())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from .journal import Journal
@@ -76,7 +77,7 @@ class Executor:
             return result
 
         mine = [task for task in tasks if self.is_mine(task)]
-        work = [replace(task, work=lambda progress, task=task: once(task, progress)) for task in mine]
+        work = [replace(task, work=partial(once, task)) for task in mine]
         made = run_all(work, self.threads, on_progress)
         if self.workers.size == 1:
             return made

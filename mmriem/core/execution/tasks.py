@@ -16,7 +16,8 @@ from ..errors import RiemError
 
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
-S, T = TypeVar('S'), TypeVar('T')
+S = TypeVar('S')
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)

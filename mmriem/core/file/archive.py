@@ -34,6 +34,8 @@ from .manifest import BLOBS, Manifest, Source, WeightEntry, compress_manifest, s
 from .vectors import PRECISION, VectorRecord, quantise
 
 PathLike = Union[str, 'os.PathLike[str]']
+RECORD = 'riem'
+"""Attribute of a decoded tensor: the record of its weight, or None where it is no compressed one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class WeightRecord:
         tensor = weight.to(self.view.dtype)
         if not all(end.isfinite() for end in tensor.aminmax()):  # NaN is both of them
             raise RiemError(f'weight {self.view.name!r}: expected finite decoded values, found others')
-        tensor.riem = self
+        setattr(tensor, RECORD, self)
         return tensor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WeightRecord:
@@ -210,7 +212,7 @@ class Archive:
         decoded = costly_first(WeightRecord.decode, self.weights, costs, torch.get_num_threads())
         with out_of_memory(self.origin):
             for names, tensor in self._named(decoded, progress):
-                tensor.riem = getattr(tensor, 'riem', None)
+                setattr(tensor, RECORD, getattr(tensor, RECORD, None))
                 tensors.update(dict.fromkeys(names, tensor))
         return OrderedDict((key, tensors[key]) for key in self.keys)
 
@@ -255,7 +257,8 @@ class Archive:
         return vectors.encode([record for record in self.dense if isinstance(record, VectorRecord)])
 
     def _values(self, storage: str) -> list[bytes]:
-        return [record.values for record in self.dense if record.layout.storage == storage]
+        records = [record for record in self.dense if isinstance(record, DenseRecord)]
+        return [record.values for record in records if record.layout.storage == storage]
 
     def _named(self, decoded: Iterator[Tensor], progress: Progress | None) -> Iterator[tuple[tuple[str, ...], Tensor]]:
         """All tensors with their keys; ``decoded`` are those of the weights."""
@@ -290,7 +293,7 @@ def require_shapes(origin: str, expected: Mapping[str, Sequence[int]], found: Ma
         )
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 

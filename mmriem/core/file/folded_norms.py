@@ -59,7 +59,8 @@ def find_norms(model: nn.Module, vectors: Mapping[str, str]) -> list[NormView]:
         if not isinstance(module, _BatchNorm) or not module.affine or module.running_mean is None:
             continue
         names = ('weight', 'bias', 'running_mean', 'running_var')
-        view = NormView(*(f'{prefix}.{name}' if prefix else name for name in names), module.eps)
+        weight, bias, mean, variance = (f'{prefix}.{name}' if prefix else name for name in names)
+        view = NormView(weight, bias, mean, variance, module.eps)
         if all(key in vectors for key in view.keys) and all(uses[getattr(module, n).data_ptr()] == 1 for n in names):
             found.append(view)
     return found
@@ -82,22 +83,22 @@ def rounded_norms(
     for norm in norms:
         if any(derive(key, state_dict[key]) for key in norm.keys):
             continue
-        statistics = {
-            key: quantise(key, state_dict[key], vectors[key], STATISTICS) for key in (norm.mean, norm.variance)
-        }
-        if None in statistics.values():
+        new_mean, new_variance = (
+            quantise(key, state_dict[key], vectors[key], STATISTICS) for key in (norm.mean, norm.variance)
+        )
+        if new_mean is None or new_variance is None:
             continue
+        records = {norm.mean: new_mean, norm.variance: new_variance}
         weight, bias, mean, variance = (state_dict[key].double() for key in norm.keys)
-        new_mean, new_variance = (record.decode().double() for record in statistics.values())
         scale = weight / (variance + norm.eps).sqrt()
         affine = {
-            norm.weight: scale * (new_variance + norm.eps).sqrt(),
-            norm.bias: bias + scale * (new_mean - mean),
+            norm.weight: scale * (new_variance.decode().double() + norm.eps).sqrt(),
+            norm.bias: bias + scale * (new_mean.decode().double() - mean),
         }
-        records = {
-            key: quantise(key, values.to(state_dict[key].dtype), vectors[key], precision)
-            for key, values in affine.items()
-        }
-        if None not in records.values():
-            found.update({**statistics, **records})
+        for key, values in affine.items():
+            record = quantise(key, values.to(state_dict[key].dtype), vectors[key], precision)
+            if record is not None:
+                records[key] = record
+        if len(records) == len(norm.keys):
+            found.update(records)
     return found

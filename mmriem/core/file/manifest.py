@@ -99,7 +99,8 @@ class Manifest:
     def decoded_bytes(self) -> int:
         """Of all tensors together, an element counted as 4 bytes at least, for what makes it is no smaller."""
         tensors = [(entry.view.shape, entry.view.dtype) for entry in self.weights]
-        tensors += [(entry.shape, DTYPES[entry.dtype]) for entry in (*self.dense, *self.derived)]
+        tensors += [(layout.shape, DTYPES[layout.dtype]) for layout in self.dense]
+        tensors += [(record.shape, DTYPES[record.dtype]) for record in self.derived]
         return sum(math.prod(shape) * max(dtype.itemsize, 4) for shape, dtype in tensors)
 
 
@@ -107,8 +108,9 @@ def shapes_of(
     keys: Sequence[str], views: Sequence[WeightView], dense: Sequence[DenseLayout], derived: Sequence[DerivedRecord]
 ) -> dict[str, tuple[int, ...]]:
     """Shape of every key, in the order of the keys."""
-    shapes = {record.name: record.shape for record in derived}
-    for layout in (*views, *dense):
+    shapes: dict[str, tuple[int, ...]] = {record.name: record.shape for record in derived}
+    layouts: list[WeightView | DenseLayout] = [*views, *dense]
+    for layout in layouts:
         shapes.update(dict.fromkeys((layout.name, *layout.aliases), layout.shape))
     return {key: shapes[key] for key in keys}
 
@@ -230,7 +232,8 @@ def _encode(digests: bytes) -> str:
 
 
 def _front_code(keys: Sequence[str]) -> list[str]:
-    coded, previous = [], []
+    coded: list[str] = []
+    previous: list[str] = []
     for key in keys:
         parts, shared = key.split('.'), 0
         while shared < min(len(parts) - 1, len(previous)) and parts[shared] == previous[shared]:

@@ -17,7 +17,7 @@ def without_checkpoints(model: nn.Module) -> nn.Module:
     """The model, no part of which runs again, unseen, in the backward pass."""
     for module in model.modules():
         if getattr(module, 'with_cp', False):
-            module.with_cp = False
+            vars(module)['with_cp'] = False
     return model
 
 

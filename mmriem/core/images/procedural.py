@@ -95,7 +95,7 @@ def _draw_leaf(image: np.ndarray, rng: np.random.Generator) -> None:
     side = min(height, width)
     radius = float(np.clip(RADII[1] * side / np.sqrt(rng.uniform(RADII[0], 1)), 1.5, 0.5 * side))
     x, y, angle, aspect = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, np.pi), rng.uniform(0.4, 1)
-    shape, colour = rng.integers(3), rng.uniform(0, 1, (3, 1)).astype(np.float32)
+    shape, colour = int(rng.integers(3)), rng.uniform(0, 1, (3, 1)).astype(np.float32)
     wave = rng.uniform(-2, 2, 2) * rng.choice(FREQUENCIES)
     contrast = TEXTURE * rng.standard_normal()
     reach = int(radius * 1.5) + 2  # a triangle's corners are up to 1.42 radii away

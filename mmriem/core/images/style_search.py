@@ -12,6 +12,7 @@ import copy
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..execution.executor import Executor
-from ..execution.tasks import Task
+from ..execution.tasks import Progress, Task
 from .probe import Probe
 from .procedural import Style
 from .watching import Side, watching
@@ -66,10 +67,11 @@ def _distances(
     model: nn.Module, styles: list[Style], probe_of: Callable[[Style], Probe], executor: Executor
 ) -> list[float]:
     owners = executor.owners([1.0] * len(styles))
-    tasks = [
-        Task('images', 1.0, lambda _, style=style: distance(model, probe_of(style)), owner)
-        for style, owner in zip(styles, owners)
-    ]
+
+    def measure(style: Style, progress: Progress) -> float:
+        return distance(model, probe_of(style))
+
+    tasks = [Task('images', 1.0, partial(measure, style), owner) for style, owner in zip(styles, owners)]
     return executor.run(tasks, _NUMBER.pack, lambda data: _NUMBER.unpack(data)[0])
 
 
@@ -95,7 +97,7 @@ def distance(model: nn.Module, probe: Probe) -> float:
 
     def see(name: str, norm: nn.Module, inputs: Tensor) -> None:
         values = inputs.detach().movedim(1, 0).flatten(1).double()
-        if values.shape[1] > 1:
+        if isinstance(norm, _BatchNorm) and values.shape[1] > 1:
             found.append(_divergence(values, norm).mean())
 
     own = copy.deepcopy(model)
@@ -107,11 +109,11 @@ def distance(model: nn.Module, probe: Probe) -> float:
     return float(torch.stack(found).mean()) if found else float('inf')
 
 
-def _divergence(values: Tensor, norm: nn.Module) -> Tensor:
+def _divergence(values: Tensor, norm: _BatchNorm) -> Tensor:
     """Of each channel of values ``(channels, count)``."""
-    variance = norm.running_var.double() + norm.eps
+    variance = norm.get_buffer('running_var').double() + norm.eps
     ratio = (values.var(1, unbiased=False) / variance).clamp_min(1e-12)
-    shift = (values.mean(1) - norm.running_mean).square() / variance
+    shift = (values.mean(1) - norm.get_buffer('running_mean')).square() / variance
     return 0.5 * (ratio + shift - 1 - ratio.log())
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import RiemError
 from ..execution.executor import Executor
@@ -180,7 +181,7 @@ def synthesise(
     work = _Work(_batches(images, batch, next(model.parameters()).device), len(images), run, output_loss, seed)
     owners = executor.owners([float(len(its.pixels)) for its in work.batches])
     finished = [
-        Task('images', 1.0, lambda _, its=its: its.finished(), owner, f'images from {its.first} after {steps} steps')
+        Task('images', 1.0, partial(_finished, its), owner, f'images from {its.first} after {steps} steps')
         for its, owner in zip(work.batches, owners)
     ]
     missing = any(executor.is_mine(task) and executor.kept(task.key) is None for task in finished)
@@ -292,7 +293,7 @@ class _Work:
         """A step of Adam on the images of a batch; returns the sums of their statistics before it."""
         its = self.batches[number]
         pixels = its.pixels
-        move = Move.drawn(*pixels.shape[2:], (self.seed, step, number))
+        move = Move.drawn(pixels.shape[2], pixels.shape[3], (self.seed, step, number))
         with torch.enable_grad():
             outputs = self.run(watched.model, move(pixels), its.first)
             sums = watched.sums()
@@ -332,6 +333,10 @@ def divergence(sums: Tensor, weights: Tensor) -> Tensor:
     return (each * weights).sum() / weights.sum()
 
 
+def _finished(batch: _Batch, progress: Progress) -> Tensor:
+    return batch.finished()
+
+
 def _variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbours, of rows and of columns."""
     return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()
@@ -344,17 +349,18 @@ class _Watched:
         self.model = model
         self._norms = telling_norms(model)
         self._seen: dict[nn.Module, Tensor] = {}
-        self.weights = torch.cat([torch.full_like(norm.running_mean, 1 / norm.num_features) for norm in self._norms])
+        means = [norm.get_buffer('running_mean') for norm in self._norms]
+        self.weights = torch.cat([torch.full_like(mean, 1 / len(mean)) for mean in means])
         for norm in self._norms:
             norm.register_forward_pre_hook(self._see)
 
     def _see(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not inputs[0].numel():
+        if not (isinstance(norm, _BatchNorm) and inputs[0].numel()):
             return None
         values, mean, variance = _Moments.apply(inputs[0])
         count = values.numel() // values.shape[1]
-        expected = norm.running_var + norm.eps
-        shift = (mean - norm.running_mean) / expected.sqrt()
+        expected = norm.get_buffer('running_var') + norm.eps
+        shift = (mean - norm.get_buffer('running_mean')) / expected.sqrt()
         sums = count * torch.stack([shift, variance / expected + shift.square(), torch.ones_like(shift)], 1)
         self._seen[norm] = self._seen[norm] + sums if norm in self._seen else sums
         return (values, *inputs[1:])
@@ -362,9 +368,8 @@ class _Watched:
     def sums(self) -> Tensor:
         """Of what has been seen since the last call, ``(channels of all norms, 3)``."""
         seen, self._seen = self._seen, {}
-        return torch.cat(
-            [seen[norm] if norm in seen else norm.running_mean.new_zeros(norm.num_features, 3) for norm in self._norms]
-        )
+        nothing = (norm.get_buffer('running_mean').new_zeros(norm.num_features, 3) for norm in self._norms)
+        return torch.cat([seen.get(norm, zeros) for norm, zeros in zip(self._norms, nothing)])
 
 
 class _Moments(torch.autograd.Function):

@@ -178,7 +178,7 @@ def _convolution(
 
 
 aten = torch.ops.aten
-FORMULAS = {
+FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mm: _product,
     aten.bmm: _product,
     aten.mv: _product,
@@ -197,7 +197,8 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
-        self.names, self.macs = names, {}
+        self.names = names
+        self.macs: dict[str | None, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

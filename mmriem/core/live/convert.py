@@ -12,8 +12,8 @@ from ..errors import RiemError
 from ..representations.grid import STATE_BITS
 from ..representations.registry import get_representation
 from ..weights.views import find_weights, parameter_owners
-from .module import LiveModule, attach, hold_states, plain_class
-from .states import FROZEN, INTEGERS, STATES, WeightStates
+from .module import LiveModule, attach, become_plain, hold_states
+from .states import FROZEN, INTEGERS, WeightStates
 
 DEFAULT_RATIO = 0.19
 """Size of the states of a weight over its fp32 values where no size is given: the paper's."""
@@ -34,8 +34,8 @@ def make_dense(model: nn.Module) -> dict[str, WeightStates]:
     released = {}
     for prefix, module in list(model.named_modules()):
         if isinstance(module, LiveModule):
-            module.__class__, held = plain_class(type(module)), module._modules.pop(STATES)
-            for attribute, states in held._modules.items():
+            held = become_plain(module)
+            for attribute, states in held.named():
                 if states not in parameters:
                     parameters[states] = nn.Parameter(states.made().detach().clone(), states.values.requires_grad)
                     released[f'{prefix}.{attribute}' if prefix else attribute] = states

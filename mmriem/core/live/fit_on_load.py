@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ def find_unfitted(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str =
         tensors: a state dict.
         prefix: of the model's keys there.
     """
-    found = {}
+    found: dict[int, Unfitted] = {}
     for name, module in model.named_modules():
         if isinstance(module, LiveModule):
             for attribute, states in module._modules[STATES]._modules.items():
@@ -51,7 +52,7 @@ def fit_all(
         Task(
             weight.key,
             weight.tensor.numel(),
-            lambda progress, weight=weight: weight.states.fitted(weight.key, weight.tensor, progress),
+            partial(weight.states.fitted, weight.key, weight.tensor),
         )
         for weight in unfitted
     ]

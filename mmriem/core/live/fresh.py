@@ -76,5 +76,5 @@ class Fresh:
 
     def _identity(self, tensor: Tensor) -> tuple[Any, ...]:
         """What a fit depends on."""
-        content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+        content = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
         return self, zlib.crc32(content)

@@ -44,7 +44,8 @@ def linear(
         dtype: of the weight as the layer would hold it; under autocast, that of autocast is taken.
         bias: ``(out,)``.
     """
-    return _product(x, factors, states, dtype, [_Linear()] * len(factors), bias)
+    operations: list[_Operation] = [_Linear()] * len(factors)
+    return _product(x, factors, states, dtype, operations, bias)
 
 
 def conv2d(
@@ -65,8 +66,9 @@ def conv2d(
     ``x`` is ``(batch, in, h, w)`` or ``(in, h, w)``; the keywords are those of ``torch.nn.functional.conv2d``. Grouped
     convolutions have one factor.
     """
-    first = _Conv2d(tuple(shape[2:]), stride, padding, dilation, groups, shape[0] // groups)
-    return _product(x, factors, states, dtype, [first, *[_Conv2d((1, 1))] * (len(factors) - 1)], bias)
+    first = _Conv2d((shape[2], shape[3]), stride, padding, dilation, groups, shape[0] // groups)
+    operations: list[_Operation] = [first, *[_Conv2d((1, 1))] * (len(factors) - 1)]
+    return _product(x, factors, states, dtype, operations, bias)
 
 
 def conv_transpose2d(
@@ -87,7 +89,7 @@ def conv_transpose2d(
 
     Its matrix has a row for each output channel; there is one factor, whose rows alone are divided.
     """
-    how = _ConvTranspose2d(tuple(shape[2:]), stride, padding, output_padding, dilation, groups, shape[1])
+    how = _ConvTranspose2d((shape[2], shape[3]), stride, padding, output_padding, dilation, groups, shape[1])
     return _product(x, factors, states, dtype, [how], bias)
 
 
@@ -122,8 +124,13 @@ def _product(
 class _Operation(Protocol):
     """How a block of a matrix is applied; ``kernel_size`` columns of the matrix belong to one input channel."""
 
-    dim: int
-    kernel_size: int
+    @property
+    def dim(self) -> int:
+        """The dimension of channels or features."""
+
+    @property
+    def kernel_size(self) -> int:
+        """See the class."""
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
         """The outputs of these rows, ``weight``, of the matrix, with their ``bias``."""
@@ -196,7 +203,7 @@ class _ConvTranspose2d:
     groups: int
     outputs_per_group: int
     dim: int = -3
-    taps: int = 1  # its columns are never divided
+    kernel_size: int = 1  # its columns are never divided
 
     def __call__(self, x: Tensor, weight: Tensor, outputs: slice, bias: Tensor | None) -> Tensor:
         channels = x.shape[self.dim] // self.groups
@@ -259,7 +266,7 @@ class _Step:
                 whole = part.new_empty(size)
             self.outputs(whole, block).copy_(part)
             del part
-        return whole
+        return _of_some(whole)
 
     def _added_up(self, x: Tensor, blocks: Iterator[Block]) -> Tensor:
         """In float32 at least."""
@@ -270,7 +277,7 @@ class _Step:
                 total = part.to(torch.promote_types(part.dtype, torch.float32))
             else:
                 total += part
-        return total
+        return _of_some(total)
 
     def apply(self, x: Tensor, states: dict[str, Tensor], outputs: slice, bias: Tensor | None = None) -> Tensor:
         return self.operation(x, self.factor.matrix(states).to(x.device, self.dtype), outputs, bias)
@@ -304,11 +311,17 @@ class _Step:
                 y = self.apply(part, leaves, block.outputs)
             wanted = [part] * needs_x + [leaves[name] for name in trained]
             found = list(torch.autograd.grad(y, wanted, self.outputs(upstream, block).to(y.dtype)))
-            if needs_x:
+            if x_gradient is not None:
                 self.inputs(x_gradient, block).add_(found.pop(0))
             for name, gradient in zip(trained, found):
                 own.states[name].add_(gradient)
-        return [x_gradient.to(x.dtype) if needs_x else None, *(totals.get(name) for name in self.tensors)]
+        return [None if x_gradient is None else x_gradient.to(x.dtype), *(totals.get(name) for name in self.tensors)]
+
+
+def _of_some(made: Tensor | None) -> Tensor:
+    if made is None:
+        raise ValueError('expected a matrix with blocks, found none')
+    return made
 
 
 class _Differentiable(torch.autograd.Function):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 from torch import Tensor, nn
 
 from .states import DENSE, STATES, WeightStates
 
+if TYPE_CHECKING:
+    _Mixin = nn.Module
+else:
+    _Mixin = object
 _LAYERS: dict[type[nn.Module], type[nn.Module]] = {}
 """Layers that are live from birth, by the class whose arguments they take."""
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+"""Classes of live modules that were made when they were needed, by the module class."""
 
 
 def layer_of(plain: type[nn.Module]) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -27,15 +32,20 @@ def layer_of(plain: type[nn.Module]) -> Callable[[type[nn.Module]], type[nn.Modu
 class HeldStates(nn.ModuleDict):
     """The states of a live module's weights, by the names of the parameters that they stand for."""
 
+    def named(self) -> list[tuple[str, WeightStates]]:
+        """Each parameter's name and states."""
+        return [(name, states) for name, states in self.items() if isinstance(states, WeightStates)]
+
     def apply(self, fn: Callable[[nn.Module], None]) -> HeldStates:
         """Nothing: an initialiser takes for a layer what has a ``weight``, and finds that of the live module itself."""
         return self
 
 
-class LiveModule:
+class LiveModule(_Mixin):
     """Mixin that makes parameters of a module out of states; mixed in before the module's own class."""
 
     _modules: dict[str, Any]
+    _plain: ClassVar[type[nn.Module]]
 
     def __getattr__(self, name: str) -> Any:
         held = self.__dict__.get('_modules', {}).get(STATES)
@@ -51,7 +61,7 @@ class LiveModule:
         else:
             super().__setattr__(name, value)
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Pickle by the module's own class: that of a live module is made when it is needed."""
         plain = type(self).__dict__.get('_plain')
         if plain is None:
@@ -96,7 +106,6 @@ class LiveModule:
         )
 
 
-@functools.cache
 def live_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The class of live modules of a module class; the same one for each call.
 
@@ -107,13 +116,19 @@ def live_class(cls: type[nn.Module]) -> type[nn.Module]:
         return _LAYERS[cls]
     if issubclass(cls, LiveModule):
         return cls
+    if cls in _MADE:
+        return _MADE[cls]
     name = cls.__name__ if cls.__name__.startswith('RieM') else f'RieM{cls.__name__}'
     body = {'_plain': cls, '__module__': cls.__module__, '__doc__': cls.__doc__}
-    return type(cls)(name, (LiveModule, cls), body)
+    metaclass: Any = type(cls)
+    return _MADE.setdefault(cls, metaclass(name, (LiveModule, cls), body))
 
 
-def plain_class(live: type[nn.Module]) -> type[nn.Module]:
-    return next((plain for plain, cls in _LAYERS.items() if cls is live), None) or live._plain
+def become_plain(module: Any) -> HeldStates:
+    """Make a live module one of its own class again; returns the states that it has held."""
+    live = type(module)
+    module.__class__ = next((plain for plain, cls in _LAYERS.items() if cls is live), None) or live._plain
+    return module._modules.pop(STATES)
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:
@@ -133,7 +148,8 @@ def attach(module: nn.Module, attribute: str, states: WeightStates) -> None:
     module._parameters[attribute] = None  # keeps its place, should the module become dense again
     if STATES not in module._modules:
         module.add_module(STATES, HeldStates())
-    module._modules[STATES].add_module(attribute, states.train(module.training))
+    held = module.get_submodule(STATES)
+    held.add_module(attribute, states.train(module.training))
     module.__class__ = live_class(type(module))
 
 

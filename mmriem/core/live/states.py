@@ -68,6 +68,8 @@ class WeightStates(nn.Module):
         materialize: False where only ``F.linear`` and ``F.conv2d`` read the weight, and shall not have it made.
     """
 
+    fixed: Tensor
+
     def __init__(
         self,
         view: WeightView,
@@ -118,7 +120,7 @@ class WeightStates(nn.Module):
         """The states by name, as views on :attr:`values` and :attr:`fixed` where these hold them."""
         if self._packing.alone:
             return self._packing.unpacked(self._shapes)
-        found = {}
+        found: dict[str, Tensor] = {}
         for names, flat in zip(self._trained_and_fixed(self._shapes), (self.values, self.fixed)):
             parts = flat.split([math.prod(self._shapes[name]) for name in names])
             found.update((name, part.view(self._shapes[name])) for name, part in zip(names, parts))

@@ -37,7 +37,7 @@ class UnmadeWeight(Tensor):
         weight.source = source
         return weight
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch has no hints there
         return f'UnmadeWeight({tuple(self.shape)}, dtype={self.dtype}, device={self.device})'
 
     @classmethod
@@ -51,7 +51,9 @@ class UnmadeWeight(Tensor):
         return func(*tree_map(_made, args), **tree_map(_made, kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # the hint of torch counts func as self
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return func(*tree_map(_made, args), **tree_map(_made, kwargs or {}))
 
 
@@ -94,5 +96,5 @@ def _conv_transpose2d(
 
 
 _APPLIED = {F.linear: _linear, F.conv2d: _conv2d, F.conv_transpose2d: _conv_transpose2d}
-_METADATA = {Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.device.__get__, Tensor.ndim.__get__}
-_METADATA |= {Tensor.requires_grad.__get__, Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}
+_METADATA = {vars(torch._C.TensorBase)[name].__get__ for name in ('shape', 'dtype', 'device', 'ndim', 'requires_grad')}
+_METADATA |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}

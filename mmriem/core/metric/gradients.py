@@ -59,7 +59,8 @@ def _alone(parts: Sequence[Any], source: Any) -> Sequence[Any]:
         return parts
     if any(part.untyped_storage().data_ptr() != source.untyped_storage().data_ptr() for part in parts):
         return parts
-    return type(parts)(source.as_strided(part.shape, part.stride(), part.storage_offset()) for part in parts)
+    kind: Any = type(parts)
+    return kind(source.as_strided(part.shape, part.stride(), part.storage_offset()) for part in parts)
 
 
 def _ordinary(value: Any) -> Any:
@@ -86,7 +87,7 @@ def _without_inference_mode() -> Iterator[None]:
     global _users
     with _lock:
         _users += 1
-        inference_mode.__enter__, inference_mode.__exit__ = _enter, _exit
+        _set_hooks(_enter, _exit)
     _keeping.here = True
     try:
         yield
@@ -95,7 +96,12 @@ def _without_inference_mode() -> Iterator[None]:
         with _lock:
             _users -= 1
             if not _users:
-                inference_mode.__enter__, inference_mode.__exit__ = _ENTER, _EXIT
+                _set_hooks(_ENTER, _EXIT)
+
+
+def _set_hooks(enter: Any, leave: Any) -> None:
+    mode: Any = inference_mode
+    mode.__enter__, mode.__exit__ = enter, leave
 
 
 def _enter(context: inference_mode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,11 +113,12 @@ class MetricSums:
     def from_bytes(cls, data: bytes) -> MetricSums:
         blocks, source, others = _unpack(data)
         energy, *unit = others['energy'].tolist()
-        return cls(blocks, others['rows'], energy, source, None if math.isnan(unit[0]) else tuple(map(int, unit)))
+        whole = None if math.isnan(unit[0]) else (int(unit[0]), int(unit[1]))
+        return cls(blocks, others['rows'], energy, source, whole)
 
     def metric(self, images: int) -> Metric:
         blocks = tuple(block.div_(self.energy) for block in self.blocks)
-        traces = sum(block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks)
+        traces = functools.reduce(torch.add, (block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks))
         per_group = self.rows.reshape(len(traces), -1) / images
         output_weights = per_group / traces.clamp_min(1e-300)[:, None]
         return Metric(blocks, output_weights.reshape(-1), self.source)

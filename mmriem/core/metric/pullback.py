@@ -22,6 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -78,16 +79,13 @@ def each_metric(
     workers = executor.workers
 
     def work(lane: list[tuple[int, tuple[int, int]]], progress: Progress) -> dict[str, MetricSums]:
-        own, sums = _frozen_copy(model), {}
+        own, sums = _frozen_copy(model), dict[str, MetricSums]()
         for done, (number, batch) in enumerate(lane, 1):
             _add_batch(sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
             progress(done / len(lane))
         return sums
 
-    tasks = [
-        Task('images', len(lane), lambda progress, lane=lane: work(lane, progress))
-        for lane in lanes[workers.rank :: workers.size]
-    ]
+    tasks = [Task('images', len(lane), partial(work, lane)) for lane in lanes[workers.rank :: workers.size]]
     found = run_all(tasks, executor.threads, on_progress and (lambda share, _: on_progress(share)))
     for view, owner in zip(views, owners or [workers.rank] * len(views)):
         sums = [lane.pop(view.name, None) for lane in found]

@@ -58,7 +58,8 @@ class Frame:
             coarser: quarter octaves by which the steps of norms and biases are larger.
         """
         views = {view.name: view for view in self.views}
-        records = [weight.record(views[name]) for name, weight in weights.items() if weight.encoded is not None]
+        made = (weight.record(views[name]) for name, weight in weights.items() if weight.encoded is not None)
+        records = [record for record in made if record is not None]
         precision, of_norms = (precision_for(rate, least) - coarser for least in (PRECISION, NORM_PRECISION))
         return Archive.from_state_dict(
             state_dict,

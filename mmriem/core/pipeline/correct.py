@@ -41,19 +41,21 @@ class Original:
 
     def tell(self) -> None:
         """What another process than the first does meanwhile: that of rank ``OBSERVER`` runs the original."""
-        if self._job.recalibrates and self._job.executor.workers.rank == OBSERVER:
+        if self._probe is not None and self._job.recalibrates and self._job.executor.workers.rank == OBSERVER:
             release_memory()
             with one_thread():
                 observe(self._job.model_on_device(), self._probe, self._job.executor)
 
     def recalibrate(self, compressed: nn.Module, reference: nn.Module) -> None:
         """Set norms and biases so that activations have the statistics of the original's."""
+        if self._probe is None:
+            raise ValueError('there are no images to recalibrate with')
         recalibrate(compressed, reference, self._probe, self._job.executor, self._told)
 
 
 def correct(job: Job, weights: EncodedWeights, probe: Probe | None, log: WorkLog, original: Original) -> Corrected:
     """Recalibrate norms and biases, then train them, as far as the job asks for it."""
-    if not (job.recalibrates or job.trained):
+    if probe is None or not (job.recalibrates or job.trained):
         return Corrected(job.state_dict)
     release_memory()
     compressed, reference = job.model_on_device(), job.model_on_device()
@@ -80,7 +82,7 @@ def _fill(job: Job, compressed: nn.Module, weights: EncodedWeights) -> None:
 def _tune(
     job: Job, compressed: nn.Module, reference: nn.Module, probe: Probe, on_progress: Callable[[float], None]
 ) -> Tuned:
-    steps = job.settings.corrections.tuning
+    steps = job.settings.corrections.tuning or 0
     return tune(
         compressed,
         reference,

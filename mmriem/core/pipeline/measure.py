@@ -39,8 +39,10 @@ class Metrics:
             return self._held[name] if self._stays else self._held.pop(name)
         piece = self._executor.kept(_metric_key(name))
         if piece is None:
+            journal = self._executor.journal
+            where = 'memory' if journal is None else journal.folder
             raise Interrupted(
-                f'{self._executor.journal.folder}: expected the metric of weight {name!r}, found none that is whole, '
+                f'{where}: expected the metric of weight {name!r}, found none that is whole, '
                 'though it was a while ago; check the disk, and go on with --resume'
             )
         return Metric.from_bytes(piece)
@@ -62,7 +64,7 @@ def measure(job: Job, probe: Probe | None, log: WorkLog, *, stays: bool = False)
     held: dict[str, Metric] = {}
     every = executor.workers.exchange(b'new' if None in own.values() else b'kept')
     if b'new' in every:
-        own = dict.fromkeys(own, b'')
+        seen = dict.fromkeys(own, b'')
         with log.timed('images'):
             for name, metric in each_metric(
                 job.model_on_device(),
@@ -73,13 +75,14 @@ def measure(job: Job, probe: Probe | None, log: WorkLog, *, stays: bool = False)
                 seed=job.settings.fit.seed,
                 on_progress=lambda share: log.stage('images')(share, 'images'),
             ):
-                own[name] = metric.source.encode()
+                seen[name] = metric.source.encode()
                 if executor.journal is None:
                     held[name] = metric
                 else:
                     executor.keep(_metric_key(name), metric.to_bytes())
-            for name, source in own.items():
+            for name, source in seen.items():
                 executor.keep(_source_key(name), source)
+        own.update(seen)
     named = {name: source.decode() for name, source in own.items() if source}
     parts = executor.workers.exchange(json.dumps(named).encode())
     found = {name: source for part in parts for name, source in json.loads(part).items()}

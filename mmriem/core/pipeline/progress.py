@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .encoded_weight import EncodedWeight
@@ -40,8 +40,8 @@ class WorkLog:
     ) -> None:
         self._on_progress, self._on_layer = on_progress, on_layer
         self._bounds = _bounds(efforts)
-        self.stage_seconds: Counter[str] = Counter()
-        self.weight_seconds: dict[str, Counter[str]] = {name: Counter() for name in names}
+        self.stage_seconds: defaultdict[str, float] = defaultdict(float)
+        self.weight_seconds = {name: defaultdict[str, float](float) for name in names}
 
     def stage(self, name: str) -> OnProgress:
         """To be called with the share of that stage that is done."""

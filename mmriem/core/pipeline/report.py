@@ -100,7 +100,7 @@ def _entry(view: WeightView, tensor: Tensor, weight: EncodedWeight | None) -> di
 
 
 def _work(name: str, sources: Mapping[str, str], costs: Mapping[str, float], log: WorkLog) -> dict[str, Any]:
-    seconds = log.weight_seconds.get(name, {})
+    seconds: Mapping[str, float] = log.weight_seconds.get(name, {})
     return {
         'metric': sources.get(name, 'identity'),
         'seconds': round(sum(seconds.values()), 3),

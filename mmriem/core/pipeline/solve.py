@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..budget.plan import Plan, allocate
 from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.tasks import Progress, Task, run_all
-from ..representations.base import Codec
+from ..representations.base import Codec, Encoded
 from ..representations.registry import parsed
 from .archiving import Frame
 from .encoded_weight import EncodedWeight, EncodedWeights
@@ -47,7 +48,7 @@ def solve_planned(job: Job, metrics: Metrics, frame: Frame, log: WorkLog) -> Sol
         Task(
             plan.view.name,
             math.prod(plan.view.shape),
-            lambda progress, plan=plan: _fit(job, metrics, plan, progress),
+            partial(_fit, job, metrics, plan),
             job.owners[plan.view.name],
             f'fit {plan.view.name} {plan.configuration}',
         )
@@ -94,8 +95,12 @@ def run_weights(
 
 def unpack(job: Job, weights: EncodedWeights, log: WorkLog) -> EncodedWeights:
     """The weights with representations that are parsed."""
+
+    def parse(weight: EncodedWeight, encoded: Encoded, progress: Progress) -> EncodedWeight:
+        return replace(weight, encoded=parsed(encoded))
+
     tasks = [
-        Task(name, job.costs[name], lambda _, weight=weight: replace(weight, encoded=parsed(weight.encoded)))
+        Task(name, job.costs[name], partial(parse, weight, weight.encoded))
         for name, weight in weights.items()
         if weight.encoded is not None
     ]

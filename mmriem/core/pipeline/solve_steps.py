@@ -9,12 +9,13 @@ import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..budget.plan import DENSE_BITS, RECORD_BITS
 from ..budget.scale import CLOSE_ENOUGH, COARSEST, relative_steps, search
 from ..errors import Hopeless, RiemError
-from ..execution.tasks import Task
+from ..execution.tasks import Progress, Task
 from ..metric.metric import Metric
 from ..representations.base import Encoded, StepProblem
 from ..representations.registry import parsed
@@ -91,7 +92,7 @@ class Problems:
     def sensitivities(self) -> dict[str, Sensitivity]:
         """Of every weight, in every process."""
 
-        def factor(view: WeightView) -> Sensitivity:
+        def factor(view: WeightView, progress: Progress) -> Sensitivity:
             started = time.thread_time()
             problem = self._problem(view)
             return Sensitivity(problem.spread, problem.log_sensitivity, time.thread_time() - started)
@@ -101,7 +102,7 @@ class Problems:
             Task(
                 view.name,
                 _cube(view),
-                lambda _, view=view: factor(view),
+                partial(factor, view),
                 job.owners[view.name],
                 f'sensitivity {view.name}',
             )
@@ -115,7 +116,7 @@ class Problems:
     def solve(self, steps: Mapping[str, float], scale: float) -> EncodedWeights:
         """All weights at that scale of their steps, payloads made."""
 
-        def solve(view: WeightView, step: float) -> EncodedWeight:
+        def solve(view: WeightView, step: float, progress: Progress) -> EncodedWeight:
             started = time.thread_time()
             encoded, distortion = self._problem(view).solve(step)
             encoded.to_payload()
@@ -125,9 +126,16 @@ class Problems:
         job, tasks = self._job, []
         for view in job.views:
             step = scale * steps[view.name]
-            work = lambda _, view=view, step=step: solve(view, step)  # noqa: E731
             cost = math.prod(view.shape) * view.matrix_shape[1]
-            tasks.append(Task(view.name, cost, work, job.owners[view.name], f'solve {view.name} {step.hex()}'))
+            tasks.append(
+                Task(
+                    view.name,
+                    cost,
+                    partial(solve, view, step),
+                    job.owners[view.name],
+                    f'solve {view.name} {step.hex()}',
+                )
+            )
         fit = job.settings.fit
         executor = replace(job.executor, threads=fit.stepper.useful_threads(job.executor.threads))
         counter = self._log.counter(len(job.own))
@@ -137,21 +145,20 @@ class Problems:
     def write(self, weights: EncodedWeights, on_progress: OnProgress | None = None) -> EncodedWeights:
         """The weights as the file holds them: with the digests of the decoded ones, and dense where that is smaller."""
 
-        def write(view: WeightView, weight: EncodedWeight) -> EncodedWeight:
-            before, written = self._written.get(view.name, (None, None))
-            if before is weight.encoded:
-                return replace(written, seconds=0.0)
+        def write(view: WeightView, weight: EncodedWeight, progress: Progress) -> EncodedWeight:
+            before = self._written.get(view.name)
+            if before is not None and before[0] is weight.encoded:
+                return replace(before[1], seconds=0.0)
             started = time.thread_time()
             tensor = job.state_dict[view.name]
-            if _cost(view, weight.encoded) < weight.encoded.payload_bits():
+            if weight.encoded is None or _cost(view, weight) < weight.encoded.payload_bits():
                 return EncodedWeight.whole(view, tensor, None, None, 0.0)
             written = EncodedWeight.whole(view, tensor, parsed(weight.encoded), weight.distortion, 0.0)
             return replace(written, seconds=time.thread_time() - started)
 
         job = self._job
         tasks = [
-            Task(view.name, 1, lambda _, view=view: write(view, weights[view.name]), job.owners[view.name])
-            for view in job.views
+            Task(view.name, 1, partial(write, view, weights[view.name]), job.owners[view.name]) for view in job.views
         ]
         written = run_weights(job.executor, self._log, 'write', tasks, on_progress)
         self._written = {name: (weights[name].encoded, weight) for name, weight in written.items()}
@@ -195,8 +202,8 @@ class _Search:
         budget = self._job.settings.budget
         if not budget.is_given:
             return self._for_default()
-        has_tolerance = budget.tolerance is not None
-        found = self._for_error(budget.tolerance) if has_tolerance else self._for_bits(self._job.wanted_bits)
+        tolerance = budget.tolerance
+        found = self._for_bits(self._job.wanted_bits) if tolerance is None else self._for_error(tolerance)
         self._require_hope(found)
         return found
 
@@ -237,7 +244,7 @@ class _Search:
         excess, found = 0.0, None
 
         def measure(weights: EncodedWeights) -> float:
-            return sum(_cost(view, weights[view.name].encoded) for view in job.views) + rest + excess
+            return sum(_cost(view, weights[view.name]) for view in job.views) + rest + excess
 
         for _ in range(4):  # what the records take is known once they are written
             if wanted <= rest + excess:
@@ -260,7 +267,8 @@ class _Search:
 
     def predicted_error(self, weights: EncodedWeights) -> float:
         """Relative error of the outputs that the distortions of all weights with a metric add up to."""
-        return math.sqrt(sum(weights[view.name].distortion for view in self._job.views if self._is_measured(view)))
+        distortions = (weights[view.name].distortion for view in self._job.views if self._is_measured(view))
+        return math.sqrt(sum(distortion for distortion in distortions if distortion is not None))
 
     def _is_measured(self, view: WeightView) -> bool:
         return view.name in self._metrics.sources
@@ -306,6 +314,7 @@ def _cube(view: WeightView) -> float:
     return float(view.matrix_shape[1]) ** 3
 
 
-def _cost(view: WeightView, encoded: Encoded) -> float:
+def _cost(view: WeightView, weight: EncodedWeight) -> float:
     """Bits that a weight takes in the file: those of its states, or of the dense weight where these are less."""
-    return min(encoded.payload_bits(), DENSE_BITS * math.prod(view.shape) - RECORD_BITS)
+    dense = DENSE_BITS * math.prod(view.shape) - RECORD_BITS
+    return dense if weight.encoded is None else min(weight.encoded.payload_bits(), dense)

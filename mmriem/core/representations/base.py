@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
@@ -188,7 +189,8 @@ class LiveStates(ABC, Generic[E, C]):
         return True
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """Operations, each a multiply-add of two numbers that have so many bits, or as much."""
 
     count: int

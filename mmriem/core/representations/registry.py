@@ -39,7 +39,7 @@ class Representation:
     def options(self) -> frozenset[str]:
         """Names of the options of its fitter and its stepper."""
         classes = [self.fitter] if self.stepper is None else [self.fitter, self.stepper]
-        return frozenset(option.name for cls in classes for option in fields(cls))
+        return frozenset(name for cls in classes for name in _options(cls))
 
     def fitter_with(self, **options: Any) -> Fitter[Any, Any]:
         """A fitter with those of the options that it has."""
@@ -54,8 +54,12 @@ class Representation:
         return get_representation, (self.name,)
 
 
+def _options(cls: Any) -> list[str]:
+    return [option.name for option in fields(cls)]
+
+
 def _with(cls: type[T], options: dict[str, Any]) -> T:
-    known = {option.name for option in fields(cls)}
+    known = _options(cls)
     return cls(**{name: value for name, value in options.items() if name in known})
 
 

@@ -20,13 +20,13 @@ def require_sound(model: nn.Module) -> None:
     require_values(model)
     for name, tensor in model.named_parameters():
         _require_finite(name, tensor)
-    for name, tensor in model.named_buffers():
+    for name, buffer in model.named_buffers():
         kind = name.rpartition('.')[2]
         if kind in STATISTICS:
-            _require_finite(name, tensor)
-            if kind == 'running_var' and bool((tensor < 0).any()):
+            _require_finite(name, buffer)
+            if kind == 'running_var' and bool((buffer < 0).any()):
                 raise RiemError(
-                    f'{name}: expected variances of at least 0, found {float(tensor.min()):.3g}; '
+                    f'{name}: expected variances of at least 0, found {float(buffer.min()):.3g}; '
                     'repair the checkpoint first'
                 )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..errors import RiemError
 
 
 def unreadable(tensor: Tensor) -> str | None:
     """What is wrong with a tensor whose values cannot be read; None with any other."""
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return 'one of a lazy module that has no shape yet; run it once'
     if tensor.device.type == 'meta':
         return 'one without values, on the device meta; load its values'

@@ -80,7 +80,8 @@ class BilinearFitter(Fitter[Bilinear, Configuration]):
         scale = row_weights.sqrt()
         whitened = scale[:, None] * weight
         left, singular, right = torch.linalg.svd(whitened if root is None else whitened @ root, full_matrices=False)
-        best, best_error = None, math.inf
+        best: Bilinear | None = None
+        best_error = math.inf
         for number, (rank, bits, _) in enumerate(sizes):
             if progress:
                 progress(number / len(sizes))
@@ -95,6 +96,8 @@ class BilinearFitter(Fitter[Bilinear, Configuration]):
             error = weighted_error(weight.cpu(), fitted.decode().double() * 4.0**-exponent, metric, row_weights)
             if error < best_error:
                 best, best_error = fitted, error
+        if best is None:
+            raise RiemError('the input metric: expected one in which errors are finite, found one that is too large')
         if progress:
             progress(1.0)
         return best

@@ -211,10 +211,10 @@ def _follow(
         stop = min(start + BLOCK, columns)
         here = slice(start, stop)
         for group in range(len(weight)):
-            parts = (part[group, here].T.contiguous().cpu().numpy() for part in (weight, target))
+            own, aim = (part[group, here].T.contiguous().cpu().numpy() for part in (weight, target))
             square = None if factor is None else factor[group, here, here].contiguous().cpu().numpy()
-            scales = (part[group, here].contiguous().cpu().numpy() for part in (steps, pivots))
-            found, distortion = search(*parts, Columns(square, *scales, table), states[group])
+            step, pivot = (part[group, here].contiguous().cpu().numpy() for part in (steps, pivots))
+            found, distortion = search(own, aim, Columns(square, step, pivot, table), states[group])
             codes[group, here] = torch.from_numpy(found).to(codes).T
             errors[group] += torch.from_numpy(distortion).to(errors)
         if factor is not None and stop < columns:

@@ -127,7 +127,7 @@ class Fit:
     """
 
     def __init__(self, weight: Tensor, settings: SigmoidSettings, pair_weights: Tensor | None, seed: int) -> None:
-        shape, weight, device = tuple(weight.shape), weight.detach().double(), weight.device
+        shape, weight, device = (weight.shape[0], weight.shape[1]), weight.detach().double(), weight.device
         self.mean, self.spread = float(weight.mean()), float(weight.std(unbiased=False))
         dq, dmu, shifts = settings.dq, settings.dmu, settings.shifts
         self.tiling = Tiling(shape, settings.row_blocks, settings.col_blocks, device)

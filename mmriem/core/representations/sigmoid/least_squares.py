@@ -100,17 +100,15 @@ def improve(side: Side, states: Tensor, damping: Tensor, factor: Tensor | None =
         The error, and the factor.
     """
     before, gradient, slopes = side.slopes(states)
-    fresh = factor is None
-    if fresh:
-        factor = _factor(side.curvature(slopes), damping.flatten())
+    used = _factor(side.curvature(slopes), damping.flatten()) if factor is None else factor
     del slopes
-    moved = states + _step(factor, gradient).view_as(states)
+    moved = states + _step(used, gradient).view_as(states)
     after = side.error(moved)
     better = after < before
     states.copy_(torch.where(better[..., None], moved, states))
-    if fresh:
+    if factor is None:
         damping.copy_(torch.where(better, damping * 0.3, damping * 4).clamp_(1e-7, 1e4))
-    return float(torch.where(better, after, before).double().sum()), factor
+    return float(torch.where(better, after, before).double().sum()), used
 
 
 def round_states(side: Side, states: Tensor, grid: Grid) -> Tensor:

@@ -56,7 +56,7 @@ class SigmoidStates(LiveStates[Sigmoid, SigmoidSettings]):
     def blocks(self, states: Mapping[str, State], most: int, kernel_size: int = 1) -> Iterator[Block]:
         """The rows of a block are all in one tile, and have the column blocks of the matrix."""
         q, p = states['q'], states['p']
-        shared = {name: states[name] for name in 'Mbwc'}
+        shared = {name: states[name][...] for name in 'Mbwc'}
         for i, tile in enumerate(tile_spans(q.shape[1], p.shape[0])):
             own = p[i : i + 1]
             for part in spans(tile.start, tile.stop, max(1, most // p.shape[1])):
