@@ -24,12 +24,12 @@ from types import ModuleType
 
 import numpy as np
 
-from mmriem.core.coding import entropy, paths
+from mmriem.core.coding import entropy, trellis
 from mmriem.core.coding import native as decoder
 from mmriem.core.coding.streams import LANES
 from mmriem.core.errors import RiemError
 from mmriem.core.representations.lattice import native as searcher
-from mmriem.core.representations.lattice import trellis
+from mmriem.core.representations.lattice import trellis_search
 
 CORE = Path(__file__).parents[2] / 'mmriem' / 'core'
 SOURCES = {'_decoder': CORE / 'coding' / '_decoder.c', '_search': CORE / 'representations' / 'lattice' / '_search.c'}
@@ -84,7 +84,7 @@ def streams(rng: np.random.Generator) -> Iterator[tuple[str, bytes, Callable[[by
         shape = rows, channels * period
         symbols = np.rint(rng.normal(0, scale, shape)).astype(np.int64)
         if along_trellis:
-            symbols = paths.sizes(np.abs(symbols) // 2) * np.where(rng.random(shape) < 0.5, -1, 1)
+            symbols = trellis.magnitudes_of(np.abs(symbols) // 2) * np.where(rng.random(shape) < 0.5, -1, 1)
         options = period, lanes, along_trellis
         data = entropy.encode(symbols, *options)
         yield 'matrix', data, lambda data, shape=shape, options=options: entropy.decode(data, shape, *options)
@@ -137,16 +137,16 @@ def search_all(count: int, rng: np.random.Generator, module: ModuleType) -> Coun
     for _ in range(count):
         rows, columns = (int(rng.integers(1, most)) for most in (6, 20))
         parts = [rng.normal(0, 3, shape) for shape in ((rows, columns), (rows, columns), (columns, columns))]
-        parts += [np.exp(rng.normal(0, 1, columns)) for _ in range(2)] + [trellis.prices(parts[0])]
+        parts += [np.exp(rng.normal(0, 1, columns)) for _ in range(2)] + [trellis_search.prices(parts[0])]
         weight, target, factor, steps, pivots, table = (part.astype(np.float32) for part in parts)
         if odd := rng.integers(2):
             for part in (weight, target, factor, steps, pivots, table):
                 part.reshape(-1)[rng.integers(part.size)] = rng.choice(ODD)
-        known = trellis.Columns(factor if rng.integers(4) else None, steps, pivots, table)
+        known = trellis_search.Columns(factor if rng.integers(4) else None, steps, pivots, table)
         start, found = rng.integers(0, 8, rows).astype(np.uint8), []
         for searcher.module in (None, module)[odd:]:
             states = start.copy()
-            found.append((*trellis.search(weight, target, known, states), states))
+            found.append((*trellis_search.search(weight, target, known, states), states))
         counts[f'search, {"any numbers" if odd else "finite"}'] += 1
         if not odd and any((one != other).any() for one, other in zip(*found)):
             raise SystemExit(f'search {weight!r} {target!r} {known}: expected {found[0]}, found {found[1]}')
