@@ -69,4 +69,4 @@ def test_augmented_where_the_pipeline_pads(call_here, tools, written, tmp_path):
 
 def test_masks_are_not_augmented(call_here, tools, riem_file):
     error = call_here(tools / 'test.py', 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', riem_file, '--tta')
-    assert 'found one with a mask head; evaluate it without --tta' in error
+    assert 'found one of masks; evaluate it without --tta' in error
