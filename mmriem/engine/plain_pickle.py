@@ -117,8 +117,6 @@ def _read_archive(path: str | os.PathLike, names: Mapping[str, Any], storages: _
         if len(records) != 1:
             raise pickle.UnpicklingError('a zip archive without data.pkl')
         folder = records[0][: -len('data.pkl')]
-        if folder + 'constants.pkl' in archive.namelist():
-            raise pickle.UnpicklingError('a TorchScript archive, which is a program')
         order = folder + 'byteorder'
         if order in archive.namelist() and b''.join(_parts(archive, order, 16)) != sys.byteorder.encode():
             raise pickle.UnpicklingError('written by a machine of another byte order')
@@ -232,8 +230,8 @@ def _view(storage: _Storage, dtype: torch.dtype, offset: int, size: tuple, strid
 def _sparse(layout: str, data: tuple) -> Tensor:
     """Stands in for `_rebuild_sparse_tensor`: of coordinates alone, as `to_sparse` makes them."""
     if layout != 'torch.sparse_coo' or len(data) < 3 or not all(isinstance(part, Tensor) for part in data[:2]):
-        raise pickle.UnpicklingError(f'a sparse tensor of layout {layout!r}')
-    return torch.sparse_coo_tensor(data[0], data[1], tuple(data[2]), check_invariants=True)
+        raise pickle.UnpicklingError(f'a sparse tensor of layout {layout!r:.40}')
+    return torch.sparse_coo_tensor(data[0], data[1], _size(data[2]), check_invariants=True)
 
 
 def _layout(name: str) -> str:
@@ -262,7 +260,8 @@ def _number(*parts: Any) -> complex:
 
 def _size(sizes: Any) -> torch.Size:
     """Stands in for `torch.Size`."""
-    if type(sizes) not in (list, tuple) or len(sizes) > MOST_DIMENSIONS or any(type(size) is not int for size in sizes):
+    plain = type(sizes) in (list, tuple, torch.Size) and all(type(size) is int for size in sizes)
+    if not plain or len(sizes) > MOST_DIMENSIONS:
         raise pickle.UnpicklingError('a size that is none')
     return torch.Size(sizes)
 
