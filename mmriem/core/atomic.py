@@ -7,6 +7,7 @@ from what another one is writing, and :func:`remove_leftovers` removes the forme
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
@@ -29,6 +30,7 @@ LONGEST_NAME = 200
 """Bytes of a file name that a temporary name repeats; of a longer one it has the hash. Disks allow 255 in all."""
 _IN_USE = '.in-use'
 """The locked file of a temporary folder; one that is being removed needs none."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]{16}\.riem-tmp', re.DOTALL)
 
 
@@ -176,6 +178,14 @@ def _written(target: Path) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save has its own error
         if not isinstance(cause, OSError):
             raise
-        raise Interrupted(
-            f'{target}: the file cannot be written ({os_reason(cause)}); make room, or choose another folder'
-        ) from error
+        raise Interrupted(f'{target}: the file cannot be written {because(cause)}') from error
+
+
+def because(error: OSError) -> str:
+    """Why something cannot be written, and what to do: the end of a sentence.
+
+    >>> because(OSError(errno.ENOSPC, 'No space left on device'))
+    '(No space left on device); make room, or choose another place'
+    """
+    remedy = 'make room, or choose another place' if error.errno in _NO_ROOM else 'choose another place'
+    return f'({os_reason(error)}); {remedy}'

@@ -42,7 +42,7 @@ from mmriem.visualization import report_page
 from mmriem.visualization.sheet import MOST
 
 from .checkpoint import load_into, read_checkpoint, without_prefix
-from .config import config_path, read_config
+from .config import read_config
 from .detector import build_detector, dataset_meta
 from .drawing import with_visualizer
 from .expectation import HOPELESS, notes
@@ -60,6 +60,7 @@ __all__ = [
     'kept_on_failure',
     'open_detector',
     'print_report',
+    'require_metric_of_images',
     'write_outputs',
 ]
 
@@ -138,14 +139,8 @@ def compress_detector(
     workers = workers or Workers()
     if workers.rank == 0:
         outputs.check(force=force, resume=resume)
-    if metric == IDENTITY and (images is not None or image_count or synthesis):
-        raise RiemError(
-            f'--images, --image-count, --synthesis: expected with --metric {PULLBACK}, found --metric {metric}'
-        )
-    if outputs.config.resolve() == config_path(config).resolve():
-        raise RiemError(
-            f'{outputs.config}: expected another name than that of the config itself; choose one with --out'
-        )
+    require_metric_of_images(metric, images, image_count, synthesis)
+    outputs.refuse_config(config)
     opened = open_detector(config, checkpoint, outputs, options=options, trust=trust, prefix=prefix)
     cfg, model, states, told = opened.config, opened.model, opened.states, opened.told
     is_trained = bool(states) and not settings.budget.is_given
@@ -324,6 +319,20 @@ def synthesised(
 
     probe.synthesise(model, executor, device, lambda done: advance(0.0, share, done, 'images'))
     return on_progress and partial(advance, share, 1.0)
+
+
+def require_metric_of_images(
+    metric: str, images: str | os.PathLike | None, image_count: int, synthesis: int | None
+) -> None:
+    """Refuse what is said of images where the metric needs none; the arguments are those of `compress_detector`.
+
+    Raises:
+        RiemError: that.
+    """
+    if metric == IDENTITY and (images is not None or image_count or synthesis):
+        raise RiemError(
+            f'--images, --image-count, --synthesis: expected with --metric {PULLBACK}, found --metric {metric}'
+        )
 
 
 def begin_journal(outputs: Outputs, workers: Workers, identity: Mapping[str, Any], *, start_over: bool) -> Journal:

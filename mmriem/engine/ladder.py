@@ -28,6 +28,7 @@ from .compression import (
     identity_of,
     kept_on_failure,
     open_detector,
+    require_metric_of_images,
     synthesised,
     write_outputs,
 )
@@ -113,10 +114,9 @@ def compress_ladder(
     """
     rungs = sorted(set(bits), reverse=True)
     every = [rung_outputs(outputs, rate) for rate in rungs]
-    if metric == IDENTITY and (images is not None or image_count or synthesis):
-        raise RiemError(
-            f'--images, --image-count, --synthesis: expected with --metric {PULLBACK}, found --metric {metric}'
-        )
+    require_metric_of_images(metric, images, image_count, synthesis)
+    for each in every:
+        each.refuse_config(config)
     with outputs.held():
         outputs.check(force=force, resume=resume)
         for each in every:

@@ -88,7 +88,8 @@ def _checked(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]
         try:
             load_into(module, state_dict, path)
         except RiemError as error:
-            raise RiemError(f'{error}; for a part of it, or another head, load the .pth that  makes') from error
+            remedy = 'for a part of it, or another head, load the .pth that mmriem convert-back makes'
+            raise RiemError(f'{error}; {remedy}') from error
         yield
     finally:
         _is_checking.reset(token)

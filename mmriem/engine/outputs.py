@@ -114,6 +114,17 @@ class Outputs:
             if os.path.lexists(path) and not force:
                 raise RiemError(f'{path}: expected no file of that name, found one; pass --force to replace it')
 
+    def refuse_config(self, config: str) -> None:
+        """See that the written config takes not the place of the one that is read.
+
+        Raises:
+            RiemError: it would.
+        """
+        if self.config.resolve() == config_path(config).resolve():
+            raise RiemError(
+                f'{self.config}: expected another name than that of the config itself; choose one with --out'
+            )
+
     def signature(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """What the report holds so that :meth:`finished` knows it again, once the `.riem` file is there."""
         return {_IDENTITY: dict(identity), _SHA256: _sha256(self.riem)}

@@ -55,8 +55,10 @@ def test_a_check_sees_all_bytes_and_can_refuse_them(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / 'folder').mkdir()
-    for path in (tmp_path / 'missing' / 'a', tmp_path / 'folder'):
-        with pytest.raises(Interrupted, match=f'^{re.escape(str(path))}: the file cannot be written .* make room'):
+    reasons = {tmp_path / 'missing' / 'a': 'No such file or directory', tmp_path / 'folder': 'Is a directory'}
+    for path, reason in reasons.items():
+        sentence = f'{path}: the file cannot be written ({reason}); choose another place'
+        with pytest.raises(Interrupted, match=f'^{re.escape(sentence)}$'):
             write_whole(path, b'x')
     assert os.listdir(tmp_path) == ['folder']
 
@@ -88,9 +90,7 @@ def save_tensors(path):
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, write):
     (tmp_path / 'a').write_bytes(b'old')
     error = limited(lambda: write(tmp_path / 'a'))
-    assert (
-        error == f'{tmp_path / "a"}: the file cannot be written (File too large); make room, or choose another folder'
-    )
+    assert error == f'{tmp_path / "a"}: the file cannot be written (File too large); make room, or choose another place'
     assert (tmp_path / 'a').read_bytes() == b'old' and os.listdir(tmp_path) == ['a']
 
 

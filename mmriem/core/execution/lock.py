@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..atomic import claim, is_at
+from ..atomic import because, claim, is_at
 from ..errors import Interrupted, RiemError
 
 MAX_CONTENT = 1 << 16
@@ -39,9 +39,7 @@ def locked(path: str | os.PathLike, what: str) -> Iterator[None]:
     try:
         stream = _taken(path, what)
     except OSError as error:
-        raise Interrupted(
-            f'{path}: the lock cannot be written ({error.strerror or error}); make room, or write elsewhere'
-        ) from error
+        raise Interrupted(f'{path}: the lock cannot be written {because(error)}') from error
     with stream:
         try:
             yield

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..atomic import remove_leftovers, whole_file
-from ..errors import RiemError
+from ..errors import RiemError, os_reason
 from .archive import Archive, PathLike
 from .reading import Shapes, from_bytes
 
@@ -31,6 +31,7 @@ def write(path: PathLike, archive: Archive, *, force: bool = False) -> int:
     """
     path = Path(path)
     _refuse_occupied(path, force)
+    _require_folder(path)
     data = archive.to_bytes()
 
     def check(temporary: Path) -> None:
@@ -48,6 +49,13 @@ def _refuse_occupied(path: Path, force: bool) -> None:
         raise RiemError(f'{path}: expected the name of a file to write, found a folder')
     if os.path.lexists(path) and not force:
         raise RiemError(f'{path}: expected no file of that name, found one; force=True replaces it')
+
+
+def _require_folder(path: Path) -> None:
+    try:
+        os.scandir(path.parent).close()
+    except OSError as error:
+        raise RiemError(f'{path}: expected a folder that can be written, found: {os_reason(error)}') from error
 
 
 def _verify(path: Path, data: bytes, origin: str, shapes: Shapes) -> None:

@@ -95,11 +95,20 @@ def compress(
         RiemError: nothing to compress, a pattern without a match, a budget that is too small, or a process is gone.
         Hopeless: the budget leads to more than ``most_error``.
     """
-    options: dict[str, Any] = dict(
-        dataset_meta=dataset_meta, source=source, device=device, threads=threads, on_layer=on_layer
+    prepared = prepare(
+        model,
+        settings,
+        dataset_meta=dataset_meta,
+        source=source,
+        probe=probe,
+        device=device,
+        threads=threads,
+        on_progress=on_progress,
+        on_layer=on_layer,
+        workers=workers,
+        journal=journal,
+        most_error=most_error,
     )
-    options.update(workers=workers, journal=journal, most_error=most_error)
-    prepared = prepare(model, settings, probe=probe, on_progress=on_progress, **options)
     metrics = measure(prepared.job, probe, prepared.log)
     solution = solve(prepared, metrics)
     return complete(prepared, metrics, solution, probe)

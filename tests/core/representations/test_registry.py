@@ -201,6 +201,10 @@ def test_it_lives_and_trains_and_is_written_again(rows, tmp_path, materialize, i
     writing.write(tmp_path / 'trained.riem', again.archive)
     plain.load_state_dict(reading.read(tmp_path / 'trained.riem').decode())
     assert (plain(images()) - trained).norm() < 0.1 * trained.norm()  # trained levels are rounded to 8 bits anew
+    for mine, its in ((plain[0].weight, live[0].weight), (plain[3].weight, live[3].weight)):
+        rows = its.detach().flatten(1)
+        step = (rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)) / 255
+        assert ((mine.detach().flatten(1) - rows).abs() <= 0.51 * step).all()
 
 
 def test_ordinary_weights_are_fitted_and_fresh_ones_drawn(rows):
