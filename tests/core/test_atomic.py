@@ -1,12 +1,9 @@
 """Files are whole or absent; what killed processes leave is removed, and nothing else."""
 
-import multiprocessing
 import os
 import re
-import resource
 import signal
 import threading
-import time
 
 import pytest
 import torch
@@ -15,7 +12,40 @@ from mmriem.core import atomic
 from mmriem.core.atomic import remove_leftovers, scratch_folder, temporary_path, whole_file, write_whole
 from mmriem.core.errors import Interrupted, RiemError
 
-FORK = multiprocessing.get_context('fork')
+WRITE_LIMITED = """
+import resource, signal, sys
+import torch
+from mmriem.core.atomic import whole_file, write_whole
+from mmriem.core.errors import Interrupted
+
+def save_tensors(path):
+    with whole_file(path) as stream:
+        torch.save({'x': torch.zeros(99999)}, stream)
+
+write = {'bytes': lambda path: write_whole(path, bytes(9999)), 'tensors': save_tensors}[sys.argv[1]]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # files of more than 4 kB fail as on a disk that is full
+try:
+    write(sys.argv[2])
+except Interrupted as error:
+    print(error)
+"""
+WRITE_HALF = """
+import sys, time
+from mmriem.core.atomic import whole_file
+with whole_file(sys.argv[1]) as stream:
+    stream.write(b'half')
+    stream.flush()
+    print('writing', flush=True)
+    time.sleep(600)
+"""
+DIE_IN_SCRATCH = """
+import os, signal, sys
+from mmriem.core.atomic import scratch_folder
+with scratch_folder(sys.argv[1]) as scratch:
+    (scratch / 'new').mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_bytes_and_texts_take_the_place_of_the_old_file(tmp_path):
@@ -63,55 +93,22 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     assert os.listdir(tmp_path) == ['folder']
 
 
-def limited(write):
-    """The error of a process that cannot write files of more than 4 kB, as on a disk that is full."""
-
-    def work(connection):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        try:
-            write()
-        except Interrupted as error:
-            connection.send(str(error))
-
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=work, args=(theirs,))
-    process.start()
-    process.join()
-    return ours.recv() if ours.poll() else None
-
-
-def save_tensors(path):
-    with whole_file(path) as stream:
-        torch.save({'x': torch.zeros(99999)}, stream)
-
-
-@pytest.mark.parametrize('write', [lambda path: write_whole(path, bytes(9999)), save_tensors])
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, write):
+@pytest.mark.parametrize('what', ['bytes', 'tensors'])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, started, what):
     (tmp_path / 'a').write_bytes(b'old')
-    error = limited(lambda: write(tmp_path / 'a'))
+    error = started(WRITE_LIMITED, what, tmp_path / 'a').communicate()[0].strip()
     assert error == f'{tmp_path / "a"}: the file cannot be written (File too large); make room, or choose another place'
     assert (tmp_path / 'a').read_bytes() == b'old' and os.listdir(tmp_path) == ['a']
 
 
-def half_written(path, connection):
-    with whole_file(path) as stream:
-        stream.write(b'half')
-        stream.flush()
-        connection.send('writing')
-        time.sleep(600)
-
-
-def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=half_written, args=(tmp_path / 'net.riem', theirs))
-    process.start()
-    assert ours.recv() == 'writing'
+def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not(tmp_path, started):
+    process = started(WRITE_HALF, tmp_path / 'net.riem')
+    assert process.stdout.readline() == 'writing\n'
     (name,) = os.listdir(tmp_path)
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == [name]
     process.kill()
-    process.join()
+    process.wait()
     assert os.listdir(tmp_path) == [name]
     write_whole(tmp_path / 'other', b'x')
     assert os.listdir(tmp_path) == ['other']
@@ -177,15 +174,8 @@ def test_a_scratch_folder_is_gone_at_the_end_and_is_left_alone_while_it_is_in_us
     assert os.listdir(tmp_path) == ['set'] and (tmp_path / 'set' / 'a').read_text() == 'x'
 
 
-def test_the_scratch_folder_of_a_killed_process_is_removed(tmp_path):
-    def work():
-        with scratch_folder(tmp_path / 'set') as scratch:
-            (scratch / 'new').mkdir()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    process = FORK.Process(target=work)
-    process.start()
-    process.join()
+def test_the_scratch_folder_of_a_killed_process_is_removed(tmp_path, started):
+    assert started(DIE_IN_SCRATCH, tmp_path / 'set').wait() == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
     write_whole(tmp_path / 'a', b'x')
     assert os.listdir(tmp_path) == ['a']

@@ -1,10 +1,8 @@
 """One process at a time; locks of processes that are gone are stale."""
 
 import json
-import multiprocessing
 import os
 import socket
-import time
 
 import pytest
 
@@ -12,24 +10,20 @@ from mmriem.core import atomic
 from mmriem.core.errors import Interrupted, RiemError
 from mmriem.core.execution.lock import locked
 
-FORK = multiprocessing.get_context('fork')
-
-
-def hold(path, connection):
-    with locked(path, 'net.riem'):
-        connection.send('held')
-        time.sleep(600)
+HOLD = """
+import sys, time
+from mmriem.core.execution.lock import locked
+with locked(sys.argv[1], 'net.riem'):
+    print('held', flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.fixture
-def holder(tmp_path):
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=hold, args=(tmp_path / 'lock', theirs))
-    process.start()
-    assert ours.recv() == 'held'
-    yield process
-    process.kill()
-    process.join()
+def holder(started, tmp_path):
+    process = started(HOLD, tmp_path / 'lock')
+    assert process.stdout.readline() == 'held\n'
+    return process
 
 
 def refused(path, *words):
@@ -45,7 +39,7 @@ def test_the_second_one_is_told_of_the_first_and_takes_over_when_that_is_killed(
         refused(path, who, 'wait until it ends')
         assert path.exists()
     holder.kill()
-    holder.join()
+    holder.wait()
     assert path.exists()
     with locked(path, 'net.riem'):
         assert json.loads(path.read_text())['process'] == os.getpid()
@@ -97,7 +91,7 @@ class TestWithoutLocksOfTheSystem:
 
     def test_of_a_process_that_is_gone(self, tmp_path, holder):
         holder.kill()
-        holder.join()
+        holder.wait()
         with locked(tmp_path / 'lock', 'net.riem'):
             pass
         assert not os.listdir(tmp_path)
