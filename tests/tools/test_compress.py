@@ -32,10 +32,6 @@ from mmriem.engine.detector import build_detector
 from mmriem.engine.expectation import expected_loss
 from mmriem.engine.outputs import Outputs
 
-unseen = pytest.mark.skip(
-    reason='not seen to pass since the representations were split: run it, then take the mark off'
-)
-
 
 @pytest.fixture
 def compress(call_here, tools, tiny_config, runner_checkpoint):
@@ -494,7 +490,6 @@ def test_a_kill_while_the_outputs_are_written(compress, whole_file, tmp_path, mo
     assert (tmp_path / 'o.riem').read_bytes() == whole_file and not (tmp_path / 'o.riem.journal').exists()
 
 
-@unseen
 def test_all_is_done_already(compress, whole_file, tmp_path, monkeypatch, capsys):
     """Killed after the last output was there, before the journal was gone, or after that."""
     arguments = ['--out', 'o.riem', *LATTICE]
@@ -522,7 +517,6 @@ def test_all_is_done_already(compress, whole_file, tmp_path, monkeypatch, capsys
     assert times[tmp_path / 'o.riem'] == (tmp_path / 'o.riem').stat().st_mtime_ns
 
 
-@unseen
 def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file, tmp_path, capsys):
     arguments = ['--out', 'o.riem', '--bits', '6', '9', '1e-3', '--image-count', '4', '--tune', '2']
     assert compress(*arguments) is None
@@ -538,7 +532,6 @@ def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file,
     assert compress(*arguments).startswith('error: o.json: expected no file of that name')
 
 
-@unseen
 def test_a_second_run_is_refused_and_disturbs_nothing(compress, tmp_path):
     (tmp_path / 'o.riem.journal').mkdir()
     with Outputs(tmp_path / 'o.riem').held():
@@ -548,7 +541,6 @@ def test_a_second_run_is_refused_and_disturbs_nothing(compress, tmp_path):
         assert files(tmp_path) == ['o.riem.journal', 'o.riem.lock']
 
 
-@unseen
 @pytest.mark.parametrize('output', ['o.riem', 'o.html'])
 def test_a_disk_that_is_full_while_the_outputs_are_written(compress, whole_file, tmp_path, monkeypatch, output):
     """One clear error, and going on writes what is missing."""
@@ -572,7 +564,6 @@ def test_a_disk_that_is_full_while_the_outputs_are_written(compress, whole_file,
     assert files(tmp_path) == ['o.html', 'o.json', 'o.py', 'o.riem']
 
 
-@unseen
 def test_a_journal_of_other_arithmetic_is_refused(compress, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Journal, 'remove', lambda journal: None)
@@ -621,7 +612,6 @@ def test_a_launcher_that_did_not_start_it(compress, monkeypatch):
 # ---- what to expect of the file
 
 
-@unseen
 def test_a_hopeless_size_is_refused_and_the_smallest_that_is_not_is_named(compress, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('mmriem.engine.compression.HOPELESS', 0.03)  # this detector bears any size
     arguments = ['--image-count', '2', '--no-recalibration', '--out', 'o.riem', '--no-progress']
@@ -641,7 +631,6 @@ def test_a_hopeless_size_is_refused_and_the_smallest_that_is_not_is_named(compre
     assert note in capsys.readouterr().out and note[1:] in (tmp_path / 'o.html').read_text()
 
 
-@unseen
 def test_what_stays_dense_of_a_trained_model_is_told_with_the_flag_that_compresses_it(
     call_here, tools, tiny_config, tmp_path, capsys
 ):
@@ -664,7 +653,6 @@ def test_what_stays_dense_of_a_trained_model_is_told_with_the_flag_that_compress
     assert report['notes'] == ['what is lost is not predicted, since no images were run: evaluate the file']
 
 
-@unseen
 def test_the_written_config_draws_though_the_original_has_no_visualizer(call_here, tools, tiny_config, tmp_path):
     config = Config.fromfile(tiny_config)
     del config['visualizer']
