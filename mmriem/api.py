@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -16,16 +14,14 @@ from .core.errors import RiemError
 from .core.execution.executor import Executor
 from .core.file import reading, writing
 from .core.file.manifest import Source
-from .core.images.probe import ImageProbe, Probe, batch_size, float_tensors, image_count, training_images
-from .core.images.procedural import MEAN, PLAIN, STD, Style, procedural_images
-from .core.images.style_search import choose_style, few_images
-from .core.images.synthesis import RandomClasses, planned_steps, synthesis_share, synthesise
-from .core.live.complexity import count_macs
+from .core.images.probe import ImageProbe, Probe
+from .core.images.synthesis import synthesis_share
 from .core.pipeline import compress as pipeline
 from .core.pipeline.compress import Compressed
 from .core.pipeline.progress import OnProgress
 from .core.pipeline.settings import Settings
 from .core.weights.soundness import require_sound
+from .image_probe import InputFormat, made_probe, require_run
 
 __all__ = ['compress', 'load', 'save']
 
@@ -200,143 +196,14 @@ def _probe(
             raise RiemError(f'inputs: expected a tensor (n, ...), found {_kind(inputs)}; give torch.as_tensor(...)')
         if not inputs.isfinite().all():
             raise RiemError('inputs: expected finite values, found NaN or infinite ones; leave them out')
-        probe: Probe = ImageProbe(inputs)
+        probe = ImageProbe(inputs)
     else:
         wanted: dict[str, Any] = {'input_size': input_size, 'mean': mean, 'std': std}
         told = getattr(model, 'pretrained_cfg', None) or {}  # of timm
-        found: list[Any] = [told.get(name) if value is None else value for name, value in wanted.items()]
-        size, mean, std = found
-        _require_run(model, _procedural(size, mean, std, seed, 1))
-        few = few_images(size[2], size[1])
-        style = choose_style(model, lambda style: _procedural(size, mean, std, seed, few, style), executor)
-        probe = _procedural(size, mean, std, seed, style=style)
-        return _synthetic(model, probe, size, mean, std, synthesis, executor, device, on_progress)
-    _require_run(model, probe)
+        taken = InputFormat.told(*(told.get(name) if value is None else value for name, value in wanted.items()))
+        return made_probe(model, taken, synthesis, seed, executor, device, on_progress)
+    require_run(model, probe)
     return probe
-
-
-def _synthetic(
-    model: nn.Module,
-    probe: Probe,
-    input_size: Sequence[int],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    steps: int | None,
-    executor: Executor,
-    device: str | torch.device,
-    on_progress: OnProgress,
-) -> Probe:
-    """The images of that probe, optimised for the network; as they are where it tells nothing to optimise for."""
-    own = copy.deepcopy(model).to(device)
-    own.eval()
-    said = probe.describe()
-    channels, height, width = input_size
-    start = procedural_images(probe.images, height, width, said['seed'], Style.told(said['style']))
-    if channels == 1:
-        start = start.float().mean(1, keepdim=True).round().to(torch.uint8)
-    shift, scale = (values.to(device) for values in _normalisation(mean, std, channels))
-
-    def run(network: nn.Module, pixels: Tensor, first: int) -> list[Tensor]:
-        return list(float_tensors(network((pixels.to(device) - shift) / scale)))
-
-    steps = planned_steps(own, steps, start, run, lambda: count_macs(own, lambda: probe.run(own, 0, 1)).total)
-    if not steps:
-        return probe
-    made = synthesise(
-        own,
-        start,
-        run,
-        RandomClasses(len(start), said['seed']),
-        steps,
-        probe.batch,
-        seed=said['seed'],
-        executor=executor,
-        on_progress=lambda done: on_progress(synthesis_share(steps) * done, 'images'),
-    )
-    said = {**said, 'kind': 'synthetic', 'steps': steps}
-    return ImageProbe((made.float() / 255 - shift.cpu()) / scale.cpu(), probe.batch, said, probe.others)
-
-
-def _normalisation(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> tuple[Tensor, Tensor]:
-    """`(channels, 1, 1)` each."""
-    shift = _per_channel('mean', MEAN if mean is None else mean, channels)
-    return shift, _per_channel('std', STD if std is None else std, channels)
-
-
-def _procedural(
-    input_size: Sequence[int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    seed: int,
-    count: int = 0,
-    style: Style = PLAIN,
-    batch: int = 0,
-) -> Probe:
-    if input_size is None:
-        raise RiemError(
-            "compress: expected input_size=(3, 224, 224) or the like, inputs=..., or metric='identity', found none; "
-            'say what the network takes'
-        )
-    try:
-        sizes = tuple(operator.index(size) for size in input_size)
-    except TypeError:
-        sizes = ()
-    if len(sizes) != 3 or sizes[0] not in (1, 3) or min(sizes) < 1:
-        raise RiemError(
-            f'input_size: expected (channels, height, width) with 1 or 3 channels, found {input_size!r}; '
-            'give inputs instead'
-        )
-    channels, height, width = sizes
-    count = count or image_count(width, height)
-    images = procedural_images(count, height, width, seed, style).float() / 255
-    images = images.mean(1, keepdim=True) if channels == 1 else images
-    shift, scale = _normalisation(mean, std, channels)
-    said = {
-        'kind': 'procedural',
-        'seed': seed,
-        'size': [width, height],
-        'count': count,
-        'style': style.describe(),
-    }
-
-    def others(steps: int) -> Probe:
-        count, batch = training_images(width, height, steps)
-        return _procedural(input_size, mean, std, seed + 1, count, style, batch)
-
-    return ImageProbe((images - shift) / scale, batch or batch_size(width, height), said, others)
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> Tensor:
-    """`(channels, 1, 1)`; for one channel the mean of those of several."""
-    try:
-        numbers = torch.as_tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RiemError(f'{name}: expected {channels} numbers, one for each channel, found {values!r}') from error
-    if channels == 1:
-        return numbers.mean(0, keepdim=True)
-    if len(numbers) != channels:
-        raise RiemError(f'{name}: expected {channels} numbers, one for each channel, found {len(numbers)}')
-    return numbers
-
-
-def _require_run(model: nn.Module, probe: Probe) -> None:
-    """Run the network once, so that one which cannot is an error of one sentence."""
-    name, modes = type(model).__name__, [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()  # which need not give the module back
-        with torch.no_grad():
-            outputs = probe.run(model, 0, 1)
-    except Exception as error:  # whatever a network makes of inputs that it cannot take
-        reason = ' '.join(str(error).split()) or 'no reason given'
-        raise RiemError(
-            f'{name}: expected it to run on {probe.describe()}, found {type(error).__name__}: {reason}; give the '
-            "input_size or the inputs that it takes, or metric='identity'"
-        ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if not outputs:
-        raise RiemError(f"{name}: expected tensors as output, found none; use metric='identity'")
 
 
 def _digest(model: nn.Module) -> str:

@@ -14,11 +14,12 @@ from packaging.requirements import Requirement
 from torch import nn
 
 import mmriem
-from mmriem import api
+from mmriem import image_probe
 from mmriem.classification import LeNet5, VisionTransformer
 from mmriem.core.errors import RiemError
 from mmriem.core.images.style_search import DEFAULT
 from mmriem.core.images.synthesis import MOST_STEPS
+from mmriem.image_probe import InputFormat, procedural_probe
 
 
 def network(channels=3):
@@ -72,7 +73,7 @@ def test_images_are_optimised_for_norms_with_statistics(channels):
 
 def test_images_are_optimised_on_request_where_norms_hold_statistics(monkeypatch):
     asked = []
-    monkeypatch.setattr(api, 'synthesise', lambda *args, **options: asked.append(args[4]) or args[1])
+    monkeypatch.setattr(image_probe, 'synthesise', lambda *args, **options: asked.append(args[4]) or args[1])
     mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8))
     assert not asked
     mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8), synthesis=None)
@@ -87,7 +88,7 @@ def test_norms_and_biases_are_tuned_on_other_images(channels):
     plain, tuned = (mmriem.compress(model, **settings, tuning=steps) for steps in (0, 3))
     assert plain.report['totals']['tuning'] is None and tuned.report['totals']['tuning']['before'] > 0
     assert plain.archive.settings['images'] == tuned.archive.settings['images']
-    probe = api._procedural((channels, 64, 64), settings['mean'], settings['std'], 5, 8)
+    probe = procedural_probe(InputFormat.told((channels, 64, 64), settings['mean'], settings['std']), 5, 8)
     others = probe.others(3)
     assert (others.images, others.batch, others.describe()['seed']) == (64, 16, 6)
     for images in (probe._images, others._images):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,17 +13,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmriem.classification import normalised, read_images, resnet20, resnet56, top1
+from mmriem.classification import efficientnet_lite0, read_image_folder, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
-from mmriem.core.images.probe import MAX_BATCH, ImageProbe, Probe, training_images
-from mmriem.core.images.procedural import Style, procedural_images
-from mmriem.core.images.style_search import choose_style, few_images
+from mmriem.core.execution.executor import Executor
+from mmriem.core.images.probe import Probe
+from mmriem.image_probe import InputFormat, made_probe
 
 __all__ = ['Classifier', 'Detector', 'Network', 'build_network']
 
-ARCHITECTURES = {'resnet20': resnet20, 'resnet56': resnet56}
-IMAGE_SIZE = (32, 32)
-PROBE_IMAGES = 256
+LITE_MEAN, LITE_STD = 127 / 255, 128 / 255
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A classifier that a config can name.
+
+    Attributes:
+        build: with fresh weights.
+        size: of its images: channels, height, width.
+        mean, std: of their values, 0 to 1, for each channel; None: ImageNet's.
+        batch: images of an evaluation that run at a time.
+    """
+
+    build: Callable[[], nn.Module]
+    size: tuple[int, int, int] = (3, 32, 32)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch: int = 500
+
+
+ARCHITECTURES = {
+    'resnet20': Architecture(resnet20),
+    'resnet56': Architecture(resnet56),
+    'efficientnet_lite0': Architecture(efficientnet_lite0, (3, 224, 224), (LITE_MEAN,) * 3, (LITE_STD,) * 3, batch=8),
+}
 
 
 class Network(ABC):
@@ -58,13 +81,21 @@ class Network(ABC):
         return model
 
     @abstractmethod
-    def probe(self) -> Probe:
-        """The procedural images on which methods measure and norms are recalibrated."""
+    def probe(self, synthesis: int | None = 0) -> Probe:
+        """The images on which methods measure and norms are recalibrated.
+
+        Args:
+            synthesis: steps that procedural images are optimised by; 0: none; None: by default.
+        """
 
 
 @dataclass(frozen=True)
 class Classifier(Network):
-    """A classifier of `ARCHITECTURES`; `images` is an `.npz` file, see `mmriem.classification.read_images`."""
+    """A classifier of `ARCHITECTURES`.
+
+    Attributes:
+        images: an `.npz` file, see `mmriem.classification.read_images`, or a folder with one of images for each class.
+    """
 
     name: str
     architecture: str
@@ -80,29 +111,25 @@ class Classifier(Network):
 
     def build(self) -> nn.Module:
         """See `Network`."""
-        return ARCHITECTURES[self.architecture]().eval()
+        return ARCHITECTURES[self.architecture].build().eval()
 
     def accuracy(self, state_dict: Mapping[str, Tensor]) -> float:
         """Top-1."""
         model = self.build()
         model.load_state_dict(state_dict)
-        return top1(model, read_images(self.images))
+        its = ARCHITECTURES[self.architecture]
+        is_folder = os.path.isdir(self.images)
+        data = read_image_folder(self.images, its.size[1]) if is_folder else read_images(self.images)
+        return top1(model, data, its.batch, self._format.normalised)
 
-    def probe(self) -> Probe:
+    def probe(self, synthesis: int | None = 0) -> Probe:
         """See `Network`."""
-        few = few_images(*IMAGE_SIZE)
-        return _leaves(choose_style(self.original(), lambda style: _leaves(style, few)))
+        return made_probe(self.original(), self._format, synthesis, executor=Executor(torch.get_num_threads()))
 
-
-def _leaves(style: Style, count: int = PROBE_IMAGES, seed: int = 0, batch: int = MAX_BATCH) -> Probe:
-    said = {'kind': 'procedural', 'seed': seed, 'count': count, 'size': IMAGE_SIZE, 'style': style.describe()}
-    images = procedural_images(count, *IMAGE_SIZE, seed, style)
-
-    def others(steps: int) -> Probe:
-        count, batch = training_images(*IMAGE_SIZE, steps)
-        return _leaves(style, count, seed + 1, batch)
-
-    return ImageProbe(normalised(images.permute(0, 2, 3, 1)), batch, said, others)
+    @property
+    def _format(self) -> InputFormat:
+        its = ARCHITECTURES[self.architecture]
+        return InputFormat.told(its.size, its.mean, its.std)
 
 
 @dataclass(frozen=True)
@@ -138,11 +165,14 @@ class Detector(Network):
             torch.save({'state_dict': state_dict}, path)
             return 100 * evaluate(self._config(), path, self.logs).get(self.metric, 0.0)
 
-    def probe(self) -> Probe:
+    def probe(self, synthesis: int | None = 0) -> Probe:
         """See `Network`."""
         from mmriem.engine.probe import build_probe
 
-        return build_probe(self._config(), self.original())
+        model, executor = self.original(), Executor(torch.get_num_threads())
+        probe = build_probe(self._config(), model, executor=executor, synthesis=synthesis)
+        probe.synthesise(model, executor, 'cpu')
+        return probe
 
     def _config(self) -> Any:
         from mmengine.config import Config

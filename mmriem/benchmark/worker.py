@@ -52,9 +52,10 @@ def do(job: Mapping[str, Any]) -> dict[str, float]:
     method.prepare()
     if 'setting' in job:
         model = network.original()
+        setting = dict(job['setting'])
         started = time.perf_counter()
-        probe = None if method.is_peer else network.probe()
-        method.encode(model, job['setting'], path, probe)
+        probe = None if method.is_peer else network.probe(setting.pop('synthesis', 0))
+        method.encode(model, setting, path, probe)
         seconds = time.perf_counter() - started
     else:
         model = network.build()

@@ -7,7 +7,7 @@ What MMEngine's configs build stands in modules of its own, which `mmriem.regist
 from .efficientnet_lite import EfficientNetLite, efficientnet_lite0
 from .evaluation import LabelledImages, normalised, read_images, top1
 from .lenet import MLP, LeNet5
-from .readers import read_cifar10, read_cifar100, read_mnist
+from .readers import read_cifar10, read_cifar100, read_image_folder, read_mnist
 from .resnet import SmallImageResNet
 from .resnet_cifar import ResNetCIFAR, resnet20, resnet56
 from .vit import VisionTransformer
@@ -24,6 +24,7 @@ __all__ = [
     'normalised',
     'read_cifar10',
     'read_cifar100',
+    'read_image_folder',
     'read_images',
     'read_mnist',
     'resnet20',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,18 +46,29 @@ def read_images(path: str | os.PathLike) -> LabelledImages:
     return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
-def normalised(images: Tensor) -> Tensor:
-    """What a network takes: uint8 ``(n, h, w, 3)`` to float32 ``(n, 3, h, w)``, by ImageNet's mean and spread."""
-    values = images.permute(0, 3, 1, 2).float() / 255
+def normalised(values: Tensor) -> Tensor:
+    """What a network takes of pixels ``(n, 3, h, w)``, 0 to 1, by ImageNet's mean and spread."""
     return (values - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 @torch.no_grad()
-def top1(model: nn.Module, data: LabelledImages, batch_size: int = 500) -> float:
-    """Percent of the images whose largest logit is that of their label; the model is left in eval mode."""
+def top1(
+    model: nn.Module,
+    data: LabelledImages,
+    batch_size: int = 500,
+    normalise: Callable[[Tensor], Tensor] = normalised,
+) -> float:
+    """Percent of the images whose largest logit is that of their label; the model is left in eval mode.
+
+    Args:
+        model: the network.
+        data: the images.
+        batch_size: how many run at a time.
+        normalise: of pixels ``(n, channels, h, w)``, 0 to 1, makes what the network takes.
+    """
     model.eval()
     right = sum(
-        int((model(normalised(images)).argmax(1) == labels).sum())
+        int((model(normalise(images.permute(0, 3, 1, 2).float() / 255)).argmax(1) == labels).sum())
         for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size))
     )
     return 100 * right / len(data.labels)

@@ -18,7 +18,7 @@ from mmriem.core.safe_pickle import load_arrays
 
 from .evaluation import LabelledImages, read_images
 
-__all__ = ['read_cifar10', 'read_cifar100', 'read_mnist']
+__all__ = ['read_cifar10', 'read_cifar100', 'read_image_folder', 'read_mnist']
 
 SPLITS = ('train', 'test')
 MNIST_PREFIX = {'train': 'train', 'test': 't10k'}
@@ -64,6 +64,35 @@ def read_cifar100(root: str | os.PathLike, split: str) -> LabelledImages:
     As for `read_cifar10`.
     """
     return _read_cifar(root, split, 'cifar-100-python', [split], 'fine_labels')
+
+
+def read_image_folder(root: str | os.PathLike, size: int) -> LabelledImages:
+    """Read the images of a folder with one for each class, in the order of their names: `root/CLASS/NAME.jpg`.
+
+    Args:
+        root: the folder.
+        size: of the square that is cut out of the middle of each, pixels.
+
+    Raises:
+        RiemError: no classes, or a file that is no image of at least that size.
+    """
+    import cv2
+
+    root = Path(root)
+    classes = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    crops, labels = [], []
+    for label, folder in enumerate(classes):
+        for path in sorted(folder.iterdir()):
+            read = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            if read is None or min(read.shape[:2]) < size:
+                found = 'none' if read is None else f'{read.shape[1]} x {read.shape[0]}'
+                raise RiemError(f'{path}: expected an image of at least {size} x {size}, found {found}; remove it')
+            top, left = ((length - size) // 2 for length in read.shape[:2])
+            crops.append(read[top : top + size, left : left + size, ::-1])
+            labels.append(label)
+    if not crops:
+        raise RiemError(f'{root}: expected a folder of images for each class, found none; download the data set')
+    return LabelledImages(torch.from_numpy(np.stack(crops)), torch.tensor(labels))
 
 
 def _folder(root: str | os.PathLike, split: str) -> Path:

@@ -13,14 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmriem import compress
-from mmriem.classification import efficientnet_lite0
-from mmriem.core.errors import RiemError
+from mmriem.classification import LabelledImages, efficientnet_lite0, read_image_folder
 from mmriem.engine.checkpoint import load_into, read_checkpoint
 from mmriem.engine.command_line import run
 from mmriem.visualization import command_and_machine, markdown
@@ -51,24 +48,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_crops(folder: Path, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Crops ``(n, 3, 224, 224)`` of the first images of classes ``first``, ``first + 3`` and so on; and the classes.
-
-    Raises:
-        RiemError: a class has no image that can be read, or one smaller than the crop.
-    """
-    classes = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    labels = list(range(first, len(classes), 3))[:count]
-    crops = []
-    for label in labels:
-        path = next(iter(sorted(classes[label].iterdir())), classes[label])
-        read = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if read is None or min(read.shape[:2]) < SIZE:
-            raise RiemError(f'{path}: expected an image of at least {SIZE} x {SIZE}, found none')
-        top, left = ((length - SIZE) // 2 for length in read.shape[:2])
-        crops.append(read[top : top + SIZE, left : left + SIZE, ::-1])
-    images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
-    return (images - MEAN) / STD, torch.tensor(labels)
+def every_third(data: LabelledImages, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Images ``(n, 3, 224, 224)`` number ``first``, ``first + 3`` and so on, normalised, and their classes."""
+    images, labels = (values[first::3][:count] for values in data)
+    return (images.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD, labels
 
 
 @torch.no_grad()
@@ -111,11 +94,12 @@ def main() -> None:
     model = efficientnet_lite0().eval()
     checkpoint = str(args.data / 'efficientnet_lite0.pth')
     load_into(model, read_checkpoint(checkpoint).state_dict, checkpoint)
-    images, labels = read_crops(args.data / 'val', 1, args.count)
+    data = read_image_folder(args.data / 'val', SIZE)
+    images, labels = every_third(data, 1, args.count)
     before = 100 * float((logits(model, images).argmax(1) == labels).double().mean())
     made = dict(input_size=(3, SIZE, SIZE), mean=[MEAN] * 3, std=[STD] * 3)
     ways = [(f'{steps} steps' if steps else 'procedural', {**made, 'synthesis': steps}) for steps in args.steps]
-    ways += [(f'{count} real', {'inputs': read_crops(args.data / 'val', 0, count)[0]}) for count in args.real]
+    ways += [(f'{count} real', {'inputs': every_third(data, 0, count)[0]}) for count in args.real]
     rows = [
         measured(model, images, labels, name, bits, args.threads, **how) for bits in args.bits for name, how in ways
     ]
