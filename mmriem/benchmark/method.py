@@ -86,11 +86,11 @@ class PackedMethod(Method):
     """
 
     @abstractmethod
-    def pack(self, matrix: Tensor, **setting: Any) -> bytes:
+    def pack(self, matrix: Tensor, *_: Any, **setting: Any) -> bytes:
         """The bytes of a weight matrix, float32 `(out, in)`."""
 
     @abstractmethod
-    def unpack(self, reader: PayloadReader, shape: tuple[int, int], **setting: Any) -> Tensor:
+    def unpack(self, reader: PayloadReader, shape: tuple[int, int], *_: Any, **setting: Any) -> Tensor:
         """The weight matrix of that shape."""
 
     def encode(self, model: nn.Module, setting: Mapping[str, Any], path: Path, probe: Any = None) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ class Svd(PackedMethod):
     def pack(self, matrix: Tensor, bits: float) -> bytes:
         """Left factor, then right factor, each as lows, steps, codes."""
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        rank, root = self.rank(tuple(matrix.shape), bits), values.sqrt()
+        rank, root = self.rank((len(matrix), matrix.shape[1]), bits), values.sqrt()
         factors = (left * root)[:, :rank], (right.T * root)[:, :rank]
         return b''.join(pack_columns(factor, 8) for factor in factors)
 
@@ -243,7 +243,9 @@ def compressed(model: nn.Module, settings: Settings, probe: Any) -> Compressed:
     """The archive of a model, without names of classes, which no other method stores."""
     source = Source('model.pth', hashlib.sha256().hexdigest())
     measured = {} if probe is None else {'probe': probe}
-    return compress(model, settings, dataset_meta={}, source=source, threads=torch.get_num_threads(), **measured)
+    threads = torch.get_num_threads()
+    made = compress(model, settings, dataset_meta={}, source=source, threads=threads, **measured)
+    return cast(Compressed, made)  # this process is the only one, so the first
 
 
 METHODS: dict[str, type[Method]] = {

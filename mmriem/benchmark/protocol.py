@@ -15,8 +15,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -29,7 +30,7 @@ from mmriem.core.errors import RiemError
 from mmriem.core.file import writing
 from mmriem.core.file.manifest import Source
 from mmriem.core.live.complexity import flops
-from mmriem.core.pipeline.compress import compress
+from mmriem.core.pipeline.compress import Compressed, compress
 from mmriem.core.pipeline.settings import Settings
 from mmriem.core.representations.sigmoid.representation import SIGMOID
 from mmriem.core.weights.views import find_weights
@@ -39,14 +40,14 @@ from mmriem.engine.detector import build_detector, dataset_meta
 from mmriem.engine.evaluation import evaluate
 from mmriem.visualization import markdown
 
-from .methods import get_method
+from .methods import Svd, get_method
 
 __all__ = ['BASELINES', 'Protocol', 'Split', 'matched_dmu', 'run_protocol', 'split', 'table']
 
 BASELINES = ('svd', 'minmax')
 STATE_BITS = 8
 MEASURES = ('coco/segm_mAP', 'coco/bbox_mAP', 'accuracy/top1')
-"""What counts where it is not named: the first of these that an evaluation gives."""
+"""Measures of which the first that an evaluation gives counts, where none is named."""
 FEWEST = 2
 """Smallest ``Dmu``: the signs of the two sigmoids differ."""
 RESULTS = 'protocol.json'
@@ -105,7 +106,7 @@ class Protocol:
         shapes = [view.matrix_shape for view in find_weights(model)]
         if self.baseline == 'minmax':
             return sum(out * inputs for out, inputs in shapes)
-        return sum(out * inputs * get_method('svd').rank((out, inputs), self.bits) for out, inputs in shapes)
+        return sum(out * inputs * Svd.rank((out, inputs), self.bits) for out, inputs in shapes)
 
     def product_bits(self) -> int:
         """Bits of a weight of the baseline in a product, see `mmriem.core.representations.base.Costs`."""
@@ -150,14 +151,14 @@ def split(config: Config, share: float, folder: Path, images: int = 0) -> Split:
         paths = [folder / 'development.json', folder / 'test.json']
         for path, chosen in zip(paths, _divided(members, step)):
             _write_annotations(path, told, set(chosen))
-        parts = [_with_annotations(config, path) for path in paths]
+        development, test = (_with_annotations(config, path) for path in paths)
     else:
         members = _spread(_members(dataset), images)
-        parts = [_with_indices(config, chosen) for chosen in _divided(members, step)]
+        development, test = (_with_indices(config, chosen) for chosen in _divided(members, step))
     count = len(members)
     if count < 2:
         raise RiemError(f'config: expected a test set of at least 2 images to split, found {count}')
-    return Split(*parts, f'1 of {step} of {count:,} images of the test set, {-(-count // step):,}, chooses')
+    return Split(development, test, f'1 of {step} of {count:,} images of the test set, {-(-count // step):,}, chooses')
 
 
 def matched_dmu(
@@ -251,7 +252,7 @@ def run_protocol(
                 source=Source(Path(checkpoint).name, read.sha256),
                 threads=threads,
             )
-            writing.write(path, made.archive, force=True)
+            writing.write(path, cast(Compressed, made).archive, force=True)  # this process is the first
             return {'bytes': path.stat().st_size, 'development': figure(parts.development, path)}
 
         found = results.once(f'seed {seed}', fit)
@@ -259,8 +260,7 @@ def run_protocol(
     results.once('work', lambda: _work(config, folder / 'seed_0.riem', protocol, model))
     order = sorted(range(protocol.seeds), key=lambda seed: -results.found[f'seed {seed}']['development'])
     for seed in order[: protocol.keep]:
-        path = folder / f'seed_{seed}.riem'
-        results.once(f'test of seed {seed}', lambda path=path: figure(parts.test, path))
+        results.once(f'test of seed {seed}', partial(figure, parts.test, folder / f'seed_{seed}.riem'))
     results.once('kept', lambda: order[: protocol.keep])
     return results.found
 
@@ -371,7 +371,8 @@ class _Results:
     """
 
     def __init__(self, path: Path, asked: dict[str, Any]) -> None:
-        self.path, self.found = path, {'asked': asked}
+        self.path = path
+        self.found: dict[str, Any] = {'asked': asked}
         if path.exists():
             self.found = json.loads(path.read_text(encoding='utf-8'))
             if differences := [key for key, value in asked.items() if self.found['asked'].get(key) != value]:

@@ -57,7 +57,7 @@ SPEED_COLUMNS = {
     'live s/image': '{:.3f}',
     'live, first s': '{:.3f}',
 }
-"""Of the table that `tools/measure/speed.py` makes."""
+"""Columns of the table that `tools/measure/speed.py` makes."""
 POINTS = 1.0
 """How far below the original a file may be to count as about as good."""
 RATES = ('bits', 'ratio', 'size', 'tolerance', 'qp')

@@ -117,11 +117,16 @@ class ImageClassifier(BaseModel):
             data_samples: of each, with `gt_label` `(1,)` where a loss is wanted.
             mode: `tensor` gives the logits; `loss` a dict with `loss`; `predict` the data samples with `pred_score`
                 `(classes,)`, which sum up to 1, and `pred_label` `(1,)`.
+
+        Raises:
+            RiemError: another mode, or a loss without data samples.
         """
         logits = self.logits(inputs)
         if mode == 'tensor':
             return logits
         if mode == 'loss':
+            if data_samples is None:
+                raise RiemError('mode loss: expected data samples with gt_label, found none; give one for each image')
             labels = torch.cat([sample.gt_label for sample in data_samples]).to(logits.device)
             return {'loss': F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
         if mode == 'predict':

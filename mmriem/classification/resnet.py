@@ -72,6 +72,6 @@ class SmallImageResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(n, 3, h, w)`` to ``(n, classes)``."""
         x = F.relu(self.bn1(self.conv1(x)))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for stage in range(1, 5):
+            x = self.get_submodule(f'layer{stage}')(x)
         return self.fc(x.mean((2, 3)))

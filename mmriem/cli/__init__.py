@@ -35,7 +35,7 @@ GROUPS = {
     },
 }
 DOCTOR = 'doctor'
-"""A module of its own, since it runs where any package may be missing; its `main(arguments)` gives the exit status."""
+"""Command with a module of its own, as any package may be missing where it runs; `main(arguments)` gives the status."""
 EXAMPLES = (
     ('mmriem compress cfg.py ckpt.pth --out out/', 'out/ckpt.riem, a config that loads it, a report'),
     ('mmriem test out/ckpt.py out/ckpt.riem', 'its mAP'),

@@ -44,10 +44,10 @@ def byte_count(text: str) -> int:
     5000000
     """
     found = re.fullmatch(r'\s*(\d+(?:\.\d*)?)\s*([a-zA-Z]*)\s*', text)
-    unit = UNITS.get((found.group(2) or 'b').lower()) if found else None
-    if unit is None or float(found.group(1)) * unit < 1:
+    count = float(found.group(1)) * UNITS.get((found.group(2) or 'b').lower(), 0) if found else 0
+    if count < 1:
         raise argparse.ArgumentTypeError(f'expected a size such as 5MB or 750kB, found {text!r}')
-    return int(float(found.group(1)) * unit)
+    return int(count)
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -269,7 +269,7 @@ def _compress(args: argparse.Namespace) -> None:
                 image_count=args.image_count,
                 synthesis=args.synthesis,
                 device=device,
-                threads=max(1, args.threads or os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))),
+                threads=max(1, args.threads or (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))),
                 trust=args.trust_checkpoint,
                 prefix=args.prefix,
                 force=args.force,

@@ -13,7 +13,7 @@ import pickle
 import pickletools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,16 @@ LONGEST_KEY = 16
 """Elements of a tuple that is a key."""
 
 
+class Stream(Protocol):
+    """What pickles are read from."""
+
+    def read(self, count: int = -1, /) -> bytes:
+        """So many bytes, or all."""
+
+    def readline(self) -> bytes:
+        """Up to the next end of a line."""
+
+
 class StandIn:
     """Takes the place of an object while a pickle is read."""
 
@@ -32,7 +42,7 @@ class StandIn:
         """What building it copies."""
         return 0
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError(f'a state for {type(self).__name__}')
 
     def build(self) -> Any:
@@ -126,7 +136,7 @@ class Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, stream: BinaryIO) -> Any:
+    def run(self, stream: Stream) -> Any:
         """The tree, once `STOP` is reached; the stream is left behind it.
 
         Raises:
@@ -135,7 +145,7 @@ class Machine:
             Exception: what arguments that do not fit make the functions of the table raise.
         """
         try:
-            for instruction, argument, _ in pickletools.genops(stream):
+            for instruction, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # a stream is enough
                 if instruction.name == 'STOP':
                     return self.stack.pop()
                 step = _STEPS.get(instruction.name)

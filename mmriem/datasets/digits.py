@@ -23,7 +23,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import cv2
 import numpy as np
@@ -397,7 +397,8 @@ def _write_json(path: Path, content: dict) -> None:
 
 def _coco(scenes: list[tuple[tuple, tuple]]) -> dict:
     """COCO's annotation dictionary of (boxes, labels) per image; ids count from 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, (boxes, labels) in enumerate(scenes):
         images.append({'id': index + 1, 'file_name': _file_name(index), 'width': IMAGE_SIZE, 'height': IMAGE_SIZE})
         for box, label in zip(boxes, labels):

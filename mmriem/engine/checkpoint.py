@@ -35,11 +35,11 @@ DERIVABLE = ('num_batches_tracked', 'relative_position_index')
 SHOWN_KEYS = 3
 SHOWN_CHARACTERS = 100
 MOST_VALUES = 1_000_000
-"""In the description of a data set."""
+"""Most values in the description of a data set."""
 CHARACTERS = 16
-"""Of a text, that count as a value."""
+"""Characters of a text that count as a value."""
 AVERAGES = ('ema_',)
-"""What the names of averaged weights begin with that mmdet 2 wrote beside the others."""
+"""Prefixes of the names of averaged weights that mmdet 2 wrote beside the others."""
 MOST_FIT = 0.9
 """Share of a model's names that are there behind a prefix that is meant."""
 
@@ -161,7 +161,14 @@ def state_dict_of(tree: Any, path: str | os.PathLike) -> OrderedDict[str, Tensor
             raise RiemError(f'{path}: expected dense tensors by name, found {wrong}')
     wrapped = all(name.startswith('module.') for name in found)
     tensors = OrderedDict((name[7:] if wrapped else name, tensor) for name, tensor in found.items())
-    tensors._metadata = _versions(getattr(found, '_metadata', {}), path)
+    return _with_versions(tensors, _versions(getattr(found, '_metadata', {}), path))
+
+
+def _with_versions(
+    tensors: OrderedDict[str, Tensor], versions: Mapping[str, Mapping[str, Any]]
+) -> OrderedDict[str, Tensor]:
+    """The state_dict, telling of its modules as those of PyTorch do."""
+    tensors._metadata = versions  # type: ignore[attr-defined]  # which PyTorch sets on an ordinary OrderedDict
     return tensors
 
 
@@ -200,8 +207,7 @@ def without_prefix(state_dict: Mapping[str, Tensor], prefix: str, path: str | os
     found = OrderedDict((name[len(prefix) :], x) for name, x in state_dict.items() if name.startswith(prefix))
     if not found:
         raise RiemError(f'{path}: expected names that begin with {prefix!r}, found {_listed("", list(state_dict))}')
-    found._metadata = getattr(state_dict, '_metadata', OrderedDict())
-    return found
+    return _with_versions(found, getattr(state_dict, '_metadata', OrderedDict()))
 
 
 def device_of(map_location: Any) -> torch.device:
@@ -232,7 +238,7 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], path: str | os
         RiemError: names the first few keys that are missing, unexpected, or of another shape.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = model.get_submodule('module')
     misshapen: dict[str, str] = {}
     try:
         missing, unexpected = _load(model, state_dict, path)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.analysis import FlopAnalyzer
@@ -152,7 +152,7 @@ def _one_image(model: nn.Module, shape: tuple[int, int]) -> dict[str, Any]:
 
         said = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0), img_id=0)
         data['data_samples'] = [DetDataSample(metainfo=said)]
-    return model.data_preprocessor(data, False)
+    return cast(Callable[..., Any], model.data_preprocessor)(data, False)
 
 
 def _mmengine_flops(model: nn.Module, forward: Any, inputs: Tensor) -> tuple[int | None, str | None]:

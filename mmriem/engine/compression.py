@@ -160,7 +160,9 @@ def compress_detector(
     try:
         if is_trained:
             encoded = {name: weight.encoded() for name, weight in states.items()}
-            compressed = reencode(model, {name: kept for name, kept in encoded.items() if kept is not None}, **told)
+            compressed: Compressed | None = reencode(
+                model, {name: kept for name, kept in encoded.items() if kept is not None}, **told
+            )
         else:
             if probe is not None:
                 on_progress = synthesised(probe, model, replace(executor, journal=journal), device, on_progress)
@@ -187,7 +189,7 @@ def compress_detector(
         if workers.rank == 0:
             journal.remove()  # the same settings would end in the same error
         raise
-    if workers.rank > 0:
+    if workers.rank > 0 or compressed is None:
         workers.exchange(b'')
         journal.remove()
         return None

@@ -76,9 +76,10 @@ def registered(registry: Registry, kind: Any) -> Any:
 def import_path(thing: Any) -> str | None:
     """Where a class or function is imported from, which a registry takes for it; None where it cannot be."""
     module, name = getattr(thing, '__module__', None), getattr(thing, '__qualname__', None)
-    with suppress(Exception):  # modules are anybody's code
-        if getattr(import_module(module), name) is thing:
-            return f'{module}.{name}'
+    if isinstance(module, str) and isinstance(name, str):
+        with suppress(Exception):  # modules are anybody's code
+            if getattr(import_module(module), name) is thing:
+                return f'{module}.{name}'
     return None
 
 

@@ -95,7 +95,7 @@ def init_detector(
         state_dict, told = read.state_dict, read.dataset_meta
     model = build_detector(config)
     load_into(model, state_dict, checkpoint)
-    model.dataset_meta = dataset_meta(config, told)
+    model.dataset_meta = dataset_meta(config, told)  # type: ignore[assignment]  # no tensor, no module
     model.cfg = config
     model.to(device)
     model.eval()  # which gives nothing back where a detector has a teacher

@@ -23,7 +23,7 @@ LEVELS = (
     (0.4, 'a loss of some points, more in detectors than in classifiers'),
     (HOPELESS, 'a large loss'),
 )
-"""Up to that predicted error, expect that."""
+"""What to expect of a file up to a predicted error."""
 
 
 def expected_loss(error: float | None) -> str:

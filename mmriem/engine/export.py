@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmdet.models.detectors import SingleStageDetector
@@ -96,7 +96,7 @@ def _traced(
     try:
         with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
             warnings.simplefilter('ignore')  # of operators that torch itself is to rename
-            return torch.onnx.export(
+            program = torch.onnx.export(
                 raw,
                 (example,),
                 input_names=[IMAGE],
@@ -105,6 +105,7 @@ def _traced(
                 dynamo=True,
                 verbose=False,
             )
+            return cast(torch.onnx.ONNXProgram, program)  # as with dynamo
     except Exception as error:  # the exporter fails in many ways
         raise RiemError(
             f'{target}: expected a detector of operators that ONNX has, found {_without_operator(error)}; export a '

@@ -13,7 +13,7 @@ from mmriem.core.errors import RiemError
 __all__ = ['guarded', 'in_one_line']
 
 LONGEST = 200
-"""Characters of a reason."""
+"""Most characters of the reason in a message."""
 
 
 def in_one_line(error: BaseException) -> str:

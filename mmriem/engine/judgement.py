@@ -20,10 +20,10 @@ from mmriem.core.images.probe import Output, float_tensors
 __all__ = ['head_outputs', 'unknown_heads']
 
 FLOOR = 1e-3
-"""Added to each weight, the largest of which is about 1."""
+"""What is added to the weight of each output, the largest of which is about 1."""
 
 _Kinds = dict[str, list[tuple[Tensor, Tensor]]]
-"""Values, and weights of the same shape, of each kind of output."""
+"""For each kind of output, its values and weights of the same shape."""
 
 
 def head_outputs(said: Sequence[tuple[nn.Module, Any]]) -> list[Output]:
@@ -82,7 +82,7 @@ def _dense(head: nn.Module, returned: Any) -> _Kinds | None:
         weights, score = _weights_of_logits(split.movedim(2, -1), known, _has_sigmoid(head))
         found.setdefault('classes', []).append((logits, weights.movedim(-1, 2).flatten(1, 2)))
         for other in (boxes, *others):
-            if other is quality:
+            if quality is not None and other is quality:
                 found.setdefault('quality', []).append((other, score * (1 - known)))
             elif other.shape[2:] == score.shape[2:] and other.shape[1] % anchors == 0:
                 of_each = score.repeat_interleave(other.shape[1] // anchors, 1)

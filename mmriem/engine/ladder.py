@@ -42,9 +42,9 @@ from .terminal import plain_console
 __all__ = ['BITS', 'compress_ladder', 'print_ladder', 'recommended', 'rung_outputs', 'verdict']
 
 BITS = (4.0, 3.0, 2.0, 1.5, 1.0)
-"""For each weight, where nothing else is asked for."""
+"""Bits for each weight of the files of a ladder, where no others are asked for."""
 VERDICTS = ((0.1, 'visually lossless'), (0.3, 'good'), (1.0, 'lossy'), (math.inf, 'broken'))
-"""Up to that predicted error of the outputs, as `expectation` has it in sentences."""
+"""Verdicts on a file up to a predicted error of the outputs, which `expectation` has in sentences."""
 
 
 def verdict(error: float | None) -> str:

@@ -107,7 +107,7 @@ def literal(value: Any, indent: int = 0) -> str:
     return '\n'.join([opening, *lines, ' ' * indent + closing])
 
 
-_BRACKETS = {dict: ('{', '}'), list: ('[', ']'), tuple: ('(', ')'), set: ('{', '}')}
+_BRACKETS: dict[type, tuple[str, str]] = {dict: ('{', '}'), list: ('[', ']'), tuple: ('(', ')'), set: ('{', '}')}
 
 
 def _in_a_row(value: Any, atom: Callable[[Any], str]) -> str:
@@ -163,9 +163,9 @@ def _written(tree: Any, place: str) -> Any:
     for kind in (tuple, list, set):
         if isinstance(tree, kind):
             return kind(_written(value, within(number)) for number, value in enumerate(tree))
-    for kind in (bool, int, float, complex, str, bytes):
-        if isinstance(tree, kind):
-            return kind(tree)
+    for atom in _ATOMS:
+        if isinstance(tree, atom):
+            return atom(tree)
     if tree is None or tree is Ellipsis:
         return tree
     path = import_path(tree)
@@ -175,6 +175,9 @@ def _written(tree: Any, place: str) -> Any:
         f'config: expected values at {place} that can be written as text, found {_named(tree)}; register it, and '
         'name it in the config'
     )
+
+
+_ATOMS: tuple[type, ...] = (bool, int, float, complex, str, bytes)
 
 
 def _named(thing: Any) -> str:

@@ -55,8 +55,8 @@ def refuse_misfits() -> None:
 def _checked_load(load):
     @functools.wraps(load)
     def load_state_dict(module, state_dict, *args, **kwargs):
-        with _checked(module, state_dict):
-            return load(module, state_dict, *args, **kwargs)
+        with _checked(module, state_dict) as is_loaded:
+            return None if is_loaded else load(module, state_dict, *args, **kwargs)
 
     return load_state_dict
 
@@ -73,15 +73,15 @@ def _checked_take(take):
 
 
 @contextmanager
-def _checked(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
-    """Within, the module has taken the state dict already, if that is of a `.riem` file.
+def _checked(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[bool]:
+    """Whether the module has taken the state dict already, since that is of a `.riem` file.
 
     Raises:
         RiemError: it does not fit.
     """
     path = None if _is_checking.get() else origin(state_dict)
     if path is None:
-        yield
+        yield False
         return
     token = _is_checking.set(True)
     try:
@@ -90,6 +90,6 @@ def _checked(module: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]
         except RiemError as error:
             remedy = 'for a part of it, or another head, load the .pth that mmriem convert-back makes'
             raise RiemError(f'{error}; {remedy}') from error
-        yield
+        yield True
     finally:
         _is_checking.reset(token)

@@ -7,6 +7,7 @@ need a few names more: `HistoryBuffer`, numpy scalars and arrays, `ConfigDict`, 
 
 from __future__ import annotations
 
+import os
 import pickle
 from functools import partial
 from typing import Any
@@ -56,7 +57,7 @@ STAND_INS = {
 }
 
 
-def load_plain(path: str, map_location: Any = 'cpu') -> Any:
+def load_plain(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     """Read a file of `torch.save` that holds tensors, plain values and MMEngine's logs, and nothing else.
 
     Args:

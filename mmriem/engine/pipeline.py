@@ -20,7 +20,7 @@ from .guard import in_one_line
 __all__ = ['Pipeline', 'inner_test_set', 'input_size', 'pipeline_steps', 'resized', 'type_name']
 
 INNER = 'transforms'
-"""Where a step holds other steps."""
+"""Key of a step under which it holds other steps."""
 PROPOSALS = 300
 """Random boxes of an image, for detectors whose proposals come with the data."""
 
@@ -108,7 +108,8 @@ def pipeline_steps(config: Config) -> list[dict[str, Any]]:
     Raises:
         RiemError: there are none.
     """
-    dataset, steps = (config.get('test_dataloader') or {}).get('dataset') or {}, []
+    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    steps: list[dict[str, Any]] = []
     while dataset:
         steps = [*(dataset.get('pipeline') or []), *steps]
         dataset = _inner(dataset)

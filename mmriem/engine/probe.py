@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -50,10 +50,10 @@ __all__ = ['ConfigProbe', 'DetectorProbe', 'OutputProbe', 'build_probe', 'input_
 COUNTS = (8, 64)
 """Least and most images for a detector, of which each has many outputs."""
 JUDGED = 4
-"""Times as many images where errors are judged as detection is: few of the places of an image count then."""
+"""Factor on the number of images where errors are judged as detection is: few places of an image count then."""
 SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 FALLBACK_SIZE = (640, 480)
-"""Of images for a config whose test pipeline names no size."""
+"""``(width, height)`` of images for a config whose test pipeline names no size."""
 DATASET_SIZES = {'CIFAR10': (32, 32), 'CIFAR100': (32, 32), 'FashionMNIST': (28, 28), 'MNIST': (28, 28)}
 """``(width, height)`` of data sets that test pipelines take as they are."""
 MASKS = 25
@@ -147,11 +147,18 @@ class ConfigProbe(Probe):
         self.images = len(self._images)
         self.batch = batch_size(width, height, self.most_at_once)
         self.pixels = width * height
-        self._description = {**said, 'count': self.images, **({'outputs': 'task'} if judges else {})}
+        self._description: dict[str, Any] = {**said, 'count': self.images, **({'outputs': 'task'} if judges else {})}
         self.judges = judges
-        self._steps, self._made = 0, None
+        self._steps = 0
+        self._made: dict[int, Tensor] | None = None
         self._further: dict[int, Tensor] = {}
-        self._arguments = {'config': config, 'seed': seed, 'folder': folder, 'style': style, 'judges': judges}
+        self._arguments: dict[str, Any] = {
+            'config': config,
+            'seed': seed,
+            'folder': folder,
+            'style': style,
+            'judges': judges,
+        }
 
     def plan(self, model: nn.Module, steps: int | None) -> None:
         """Say that :meth:`synthesise` is to take so many steps; None: as many as it takes for this model.
@@ -186,15 +193,17 @@ class ConfigProbe(Probe):
             device: where.
             on_progress: called with the share that is done.
         """
-        if not self._steps:
+        start = self._start(model) if self._steps else None
+        if start is None:
             return
+        width, height = self._description['size']
         made = synthesise(
             copy.deepcopy(model).to(device),
-            self._start(model),
+            start,
             self._run_pixels,
             RandomClasses(self.images, self._arguments['seed']),
             self._steps,
-            batch_size(*self._description['size'], self.most_at_once),
+            batch_size(width, height, self.most_at_once),
             seed=self._arguments['seed'],
             executor=executor,
             on_progress=on_progress,
@@ -219,9 +228,11 @@ class ConfigProbe(Probe):
         if self._arguments['folder'] is not None:
             return None
         packed = [self._pipeline(self._sample(number, _channels(model))) for number in range(self.images)]
-        inputs = [sample.get('inputs') if isinstance(sample, Mapping) else None for sample in packed]
-        is_bytes = all(isinstance(its, Tensor) and its.dtype == torch.uint8 and its.dim() == 3 for its in inputs)
-        return torch.stack(inputs) if is_bytes and len({its.shape for its in inputs}) == 1 else None
+        found = [sample.get('inputs') if isinstance(sample, Mapping) else None for sample in packed]
+        images = [its for its in found if isinstance(its, Tensor) and its.dtype == torch.uint8 and its.dim() == 3]
+        if len(images) < len(found) or len({image.shape for image in images}) != 1:
+            return None
+        return torch.stack(images)
 
     def _run_pixels(self, model: nn.Module, pixels: Tensor, first: int) -> list[Tensor]:
         own = copy.copy(self)
@@ -232,7 +243,8 @@ class ConfigProbe(Probe):
         """See `Probe`; images of a folder have none."""
         if self._arguments['folder'] is not None:
             return self
-        count, batch = training_images(*self._description['size'], steps)
+        width, height = self._description['size']
+        count, batch = training_images(width, height, steps)
         made = type(self)(**{**self._arguments, 'count': count, 'seed': self._arguments['seed'] + 1})
         made.batch = batch
         return made
@@ -270,7 +282,8 @@ class ConfigProbe(Probe):
         samples = [self._pipeline(self._sample(number, _channels(model))) for number in range(first, last)]
         if self._made is not None:
             samples = [{**sample, 'inputs': self._made[number]} for number, sample in enumerate(samples, first)]
-        return model.data_preprocessor(pseudo_collate(samples), False)
+        preprocess = cast(Callable[..., Any], model.data_preprocessor)
+        return preprocess(pseudo_collate(samples), False)
 
     def _sample(self, number: int, channels: int) -> dict[str, Any]:
         """What a pipeline has once the image is read, ``(h, w)`` or, blue first, ``(h, w, channels)``."""
@@ -339,13 +352,14 @@ class DetectorProbe(ConfigProbe):
 
     def _said(self, model: nn.Module, first: int, last: int) -> list[tuple[nn.Module, Any]]:
         """The heads and what they return."""
-        takes = signature(model.predict).parameters
+        predict = cast(Callable[..., Any], model.predict)
+        takes = signature(predict).parameters
         options = {'rescale': False} if 'rescale' in takes else {}
         videos = [(number, number + 1) for number in range(first, last)] if self._pipeline.is_video else [(first, last)]
         with _said_by_heads(model) as said, _every_box_passes(model):
             for part in videos:  # trackers take one at a time
                 data = self._batch(model, *part)
-                model.predict(data['inputs'], data['data_samples'], **options)
+                predict(data['inputs'], data['data_samples'], **options)
         if not any(True for _, returned in said for _ in float_tensors(returned)):
             raise RiemError(
                 f'{type(model).__name__}: expected a module named ...head that is called when the detector '

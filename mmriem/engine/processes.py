@@ -30,9 +30,9 @@ __all__ = ['LAUNCHERS', 'Processes', 'joined']
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 BEAT = 1.0
-"""Seconds between two heartbeats."""
+"""Seconds between two heartbeats of a process."""
 PATIENCE = 30.0
-"""Seconds without one after which a process is lost."""
+"""Seconds without a heartbeat after which a process is lost."""
 LONGEST_PAUSE = 0.01
 """Seconds between two looks for what another process does, at most."""
 TRANSFER = 300.0
@@ -69,13 +69,12 @@ class Processes(Workers):
     def exchange(self, data: bytes) -> list[bytes]:
         with self._talking():
             sizes = self._sizes(data)
-            parts = [data if rank == self.rank else None for rank in range(self.size)]
+            parts = []
             for rank in range(self.size):
                 tensor = _tensor(data) if rank == self.rank else torch.empty(sizes[rank], dtype=torch.uint8)
                 if sizes[rank]:
                     dist.broadcast(tensor, rank)
-                if rank != self.rank:
-                    parts[rank] = tensor.numpy().tobytes()
+                parts.append(data if rank == self.rank else tensor.numpy().tobytes())
         return parts
 
     def gather(self, data: bytes, to: int) -> list[bytes]:
@@ -98,7 +97,7 @@ class Processes(Workers):
 
     def post(self, data: bytes, to: int) -> None:
         with self._guarded():
-            self._store.set(self._next_message(self.rank, to), data)
+            self._store.set(self._next_message(self.rank, to), data)  # type: ignore[arg-type]  # bytes it takes, too
 
     def receive(self, sender: int) -> bytes:
         with self._guarded():
@@ -118,7 +117,7 @@ class Processes(Workers):
         """The last call. The first process waits a little for the others, since it may have the store."""
         self._stop.set()
         with suppress(RuntimeError):
-            self._store.set(f'left {self.rank}', b'')
+            self._store.set(f'left {self.rank}', '')
             deadline = time.monotonic() + min(5.0, self._patience)
             others = [f'left {rank}' for rank in range(self.size)]
             while self.rank == 0 and time.monotonic() < deadline and not self._store.check(others):
@@ -156,7 +155,7 @@ class Processes(Workers):
 
     def _meet(self) -> None:
         meeting, self._meetings = self._meetings, self._meetings + 1
-        self._store.set(f'here {meeting} {self.rank}', b'')
+        self._store.set(f'here {meeting} {self.rank}', '')
         for rank in range(self.size):
             self._wait_for(f'here {meeting} {rank}', rank)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import sys
 import urllib.request
-from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
@@ -17,14 +15,15 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, get_rank
 
-from mmriem.core.errors import RiemError
+from mmriem.core.atomic import whole_file
+from mmriem.core.errors import RiemError, os_reason
 
 __all__ = ['local_path']
 
 PART = 1 << 20
-"""Bytes that are read at a time."""
+"""Bytes of a download that are read at a time."""
 SECONDS = 60
-"""Without a byte, after which a download has failed."""
+"""Seconds without a byte after which a download has failed."""
 HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 """What the names of published checkpoints end in: the first digits of the SHA-256 of the file."""
 
@@ -65,29 +64,30 @@ def _download(address: str, target: Path) -> None:
     """Whole or not at all: the length that the server tells and the hash in the name are those of what came."""
     if target.exists():
         return
-    temporary = target.with_name(f'.{secrets.token_hex(8)}.part')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        request = urllib.request.Request(address, headers={'User-Agent': 'mmriem'})
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer, open(temporary, 'xb') as file:
-            expected = answer.headers.get('Content-Length')
-            found, digest = _copy(answer, file, torch.hub.tqdm(total=expected and int(expected), **_BAR))
-        if expected is not None and found != int(expected):
-            raise RiemError(
-                f'{address}: expected {expected} bytes, found {found}; the download was cut short, try again'
-            )
-        told = HASH.search(target.name)
-        if told and not digest.startswith(told[1]):
-            raise RiemError(
-                f'{address}: expected SHA-256 {told[1]}... by its name, found {digest[: len(told[1])]}...; if the file '
-                'is right all the same, download it yourself and give its path'
-            )
-        os.replace(temporary, target)
-    except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
-        raise RiemError(f'{address}: the download failed ({error}); check the address and the network') from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()  # gone already where all went well
+    except OSError as error:
+        raise RiemError(f'{target.parent}: the folder of downloads cannot be made ({os_reason(error)})') from error
+    with whole_file(target) as file:
+        try:
+            _fetch(address, file, target.name)
+        except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
+            raise RiemError(f'{address}: the download failed ({error}); check the address and the network') from error
+
+
+def _fetch(address: str, file: BinaryIO, name: str) -> None:
+    request = urllib.request.Request(address, headers={'User-Agent': 'mmriem'})
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        expected = answer.headers.get('Content-Length')
+        found, digest = _copy(answer, file, torch.hub.tqdm(total=expected and int(expected), **_BAR))
+    if expected is not None and found != int(expected):
+        raise RiemError(f'{address}: expected {expected} bytes, found {found}; the download was cut short, try again')
+    told = HASH.search(name)
+    if told and not digest.startswith(told[1]):
+        raise RiemError(
+            f'{address}: expected SHA-256 {told[1]}... by its name, found {digest[: len(told[1])]}...; if the file '
+            'is right all the same, download it yourself and give its path'
+        )
 
 
 _BAR = {'disable': not sys.stderr.isatty(), 'unit': 'B', 'unit_scale': True}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from mmriem.core.file import reading
+from mmriem.core.file.archive import RECORD
 from mmriem.stock import with_tuples
 
 from .checkpoint import device_of, state_dict_of, unpickle
@@ -46,22 +46,20 @@ def read_pth_safely(*, trust: bool = False) -> None:
     Args:
         trust: unpickle without restrictions, which runs whatever code a file holds.
     """
-    loader = partial(_load_from_pth, trust=trust)
-    loader.__name__ = _load_from_pth.__name__  # CheckpointLoader logs it
-    CheckpointLoader.register_scheme(['', 'http://', 'https://'], loader, force=True)
 
+    def load_from_pth(filename: str, map_location: Any = None) -> dict[str, Any]:
+        path = local_path(filename)
+        tree = unpickle(path, trust=trust, map_location=map_location)
+        rest = tree if isinstance(tree, Mapping) and isinstance(tree.get('meta'), Mapping) else {}
+        return {**rest, 'state_dict': state_dict_of(tree, path)}
 
-def _load_from_pth(filename: str, map_location: Any = None, *, trust: bool = False) -> dict[str, Any]:
-    path = local_path(filename)
-    tree = unpickle(path, trust=trust, map_location=map_location)
-    rest = tree if isinstance(tree, Mapping) and isinstance(tree.get('meta'), Mapping) else {}
-    return {**rest, 'state_dict': state_dict_of(tree, path)}
+    CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_pth, force=True)
 
 
 def _moved(tensor: Tensor, device: Any) -> Tensor:
     moved = tensor.to(device)
-    if hasattr(tensor, 'riem'):
-        moved.riem = tensor.riem
+    if hasattr(tensor, RECORD):
+        setattr(moved, RECORD, getattr(tensor, RECORD))
     return moved
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import types
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 import torch
 from mmengine.dist import is_main_process
@@ -25,7 +25,13 @@ __all__ = ['RieMModule', 'riem_class']
 OPTIONS = (*WEIGHT_OPTIONS, 'include', 'exclude')
 
 
-class RieMModule:
+if TYPE_CHECKING:
+    _Mixed = nn.Module
+else:
+    _Mixed = object  # the stock class brings nn.Module
+
+
+class RieMModule(_Mixed):
     """Mixin for a module of mmdet whose weights are to be states.
 
     Parameters that the module holds itself, such as a position embedding, stay as they are: its code freezes
@@ -44,6 +50,8 @@ class RieMModule:
         RiemError: an option is not known or does not fit the module, or the checkpoint does not.
     """
 
+    _stock: ClassVar[type[nn.Module]]
+
     def __init__(self, *args: Any, riem: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         options = dict(riem or {})
@@ -58,11 +66,12 @@ class RieMModule:
 
     def init_weights(self) -> None:
         """As the stock module does, on weights that it may write to; nothing where it does nothing."""
-        if hasattr(super(), 'init_weights'):
+        init = getattr(super(), 'init_weights', None)
+        if init is not None:
             with writable_weights(self):
-                super().init_weights()
+                init()
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Pickle by the stock class: the class of a third-party module is made when it is needed."""
         return _blank, (type(self)._stock,), self.__dict__
 
@@ -73,7 +82,6 @@ class RieMModule:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@functools.cache
 def riem_class(stock: type[nn.Module]) -> type[nn.Module]:
     """`RieM<NAME>` of a module class: its arguments, and `riem=dict(...)` of `RieMModule`; a subclass of it.
 
@@ -84,7 +92,14 @@ def riem_class(stock: type[nn.Module]) -> type[nn.Module]:
         '__doc__': f'`{stock.__name__}` that holds states: its arguments, and `riem` as for `RieMModule`.',
         '_stock': stock,
     }
-    return type(stock)(f'RieM{stock.__name__}', (RieMModule, stock), body)
+    if stock not in _CLASSES:
+        made = types.new_class(f'RieM{stock.__name__}', (RieMModule, stock), exec_body=lambda space: space.update(body))
+        _CLASSES.setdefault(stock, made)
+    return _CLASSES[stock]
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+"""RieM classes that were made, by the stock class."""
 
 
 def _blank(stock: type[nn.Module]) -> nn.Module:

@@ -15,8 +15,9 @@ from .sheet import MOST, sheet_tag
 __all__ = ['report_page']
 
 WIDTH, HEIGHT, LEFT, GAP = 1040, 220, 48, 6
-"""Of the picture of all weights, in pixels: of its bars without the axis, of the axis, between bars and distortion."""
-DAMAGE_HEIGHT = 80
+"""Pixels of the picture of all weights: width and height of its bars, width of the axis, the gap below the bars."""
+DISTORTION_HEIGHT = 80
+"""Pixels of the greatest distortion in the picture of all weights."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -106,11 +107,11 @@ def _picture(weights: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -
         fill = f'fill="{colours[_part(weight)]}" stroke="#fff" stroke-width=".4"'
         bars = f'<rect x="{x:.2f}" y="{base - height:.2f}" width="{width:.2f}" height="{height:.2f}" {fill}/>'
         if weight['distortion'] and tallest:
-            depth = DAMAGE_HEIGHT * weight['distortion'] / tallest
+            depth = DISTORTION_HEIGHT * weight['distortion'] / tallest
             bars += f'<rect x="{x:.2f}" y="{base + GAP}" width="{max(width, 1):.2f}" height="{depth:.2f}" {fill}/>'
         shapes.append(f'<g><title>{escape(told)}</title>{bars}</g>')
         x += width
-    low = base + GAP + DAMAGE_HEIGHT
+    low = base + GAP + DISTORTION_HEIGHT
     shapes.append(f'<text x="0" y="{base + GAP + 12}" fill="#555">distortion</text>')
     size = f'viewBox="0 0 {LEFT + WIDTH} {low + 4}" width="{LEFT + WIDTH}" height="{low + 4}"'
     return f'<svg {size} role="img" aria-label="bits and distortion of each weight">{"".join(shapes)}</svg>'
@@ -128,7 +129,7 @@ def _axis(highest: float, base: int) -> str:
 
 
 def _parts(weights: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], parts: Sequence[str]) -> str:
-    rows = []
+    rows: list[tuple[str, int | str, str, str, float]] = []
     for part in parts:
         own = [weight for weight in weights if _part(weight) == part]
         elements, bits = sum(math.prod(weight['shape']) for weight in own), sum(weight['bits'] for weight in own)
@@ -178,7 +179,7 @@ def _images(images: Sequence[np.ndarray], said: Mapping[str, Any]) -> str:
         f'{said.get("steps")} steps until the norms of the network see what they saw in training.',
         'folder': 'Of the folder that was given.',
     }
-    text = f'{number} of the {of} images that the network was run on. {told.get(said.get("kind"), "")}'
+    text = f'{number} of the {of} images that the network was run on. {told.get(said.get("kind", ""), "")}'
     return f'<h2>Images</h2>\n<p>{escape(text)}</p>\n{sheet_tag(images)}'
 
 

@@ -12,15 +12,15 @@ import numpy as np
 __all__ = ['contact_sheet', 'sheet_tag']
 
 SIDE = 128
-"""Most pixels of an image's longer side."""
+"""Most pixels of the longer side of an image on a contact sheet."""
 MOST = 24
-"""Images of a sheet."""
+"""Most images of a contact sheet."""
 ACROSS = 8
-"""Images of a row."""
+"""Images of a row of a contact sheet."""
 GAP = 4
-"""Pixels between images, which are white."""
+"""White pixels between the images of a contact sheet."""
 QUALITY = 88
-"""Of JPEG."""
+"""Quality of a contact sheet as JPEG."""
 
 
 def contact_sheet(images: Sequence[np.ndarray]) -> np.ndarray:

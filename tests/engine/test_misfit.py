@@ -126,6 +126,16 @@ def test_pretrained_backbones_are_refused_however_they_read(backbone, prefix, ri
         model.init_weights()
 
 
+def test_a_file_that_fits_is_loaded_once(tiny_config, riem_file):
+    model = build_detector(read_config(tiny_config))
+    times = []
+    model.register_load_state_dict_post_hook(lambda *_: times.append(1))
+    load_checkpoint(model, str(riem_file), map_location='cpu')
+    decoded = reading.read(riem_file).decode()
+    assert len(times) == 1
+    assert all(torch.equal(tensor, decoded[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_pretrained_part_that_fits(riem_file):
     start = dict(type='Pretrained', checkpoint=str(riem_file), prefix='backbone.')
     model = MODELS.build(ConfigDict(**RESNET, init_cfg=start))

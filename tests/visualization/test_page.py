@@ -69,7 +69,7 @@ def test_areas_are_bytes(report):
         assert right['x'] == pytest.approx(left['x'] + left['width'], abs=0.02)
 
 
-def test_damage_of_what_was_measured(report):
+def test_distortion_of_what_was_measured(report):
     page = Rectangles(report_page(report))
     below = [bar for bar in page.found if bar['y'] > 225]
     assert len(below) == 2

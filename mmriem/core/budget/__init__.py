@@ -1,4 +1,4 @@
 """From a budget for the whole file to the settings or the step of each weight.
 
-Imports representations, weights, execution.
+Imports representations and weights.
 """

@@ -9,9 +9,9 @@ vectors, Python. */
 #include "native.h"
 
 enum { DIRECT = 16, TOKENS = DIRECT + 2 * 28, STEPS = 4, LOWEST = -8, HIGHEST = 6, CLASSES = STEPS * (HIGHEST - LOWEST) };
-enum { UNIT = 4096, TILE = 4, MOST_ROWS = 128, MOST_CHANNELS = 512, SINGLE = 8, MOST_SINGLE = 64, TAP_PRIOR = 32 };
+enum { UNIT = 4096, TILE = 4, MOST_ROWS = 128, MOST_CHANNELS = 512, SINGLE = 8, MOST_SINGLE = 64, POSITION_PRIOR = 32 };
 enum { LANES = 4, SHRINKAGES = 8, WINDOWS = 5, PRECISION = 24 };
-static const size_t TAPS[] = {1, 3};
+static const size_t KERNEL_GROUPS[] = {1, 3};
 static const double FIXED = 16777216.0;
 
 enum { OK, NO_MEMORY, ENDS_ELSEWHERE, OTHER_LARGEST, TOO_LARGE, WIDE };
@@ -297,19 +297,20 @@ static size_t widest(size_t count, size_t largest)
     return smaller(count, largest * 3 / 2 + 1);
 }
 
-/* The tokens of a matrix (rows, channels * taps), strip by strip, each tile by tile, each a group of taps at a time. */
+/* The tokens of a matrix (rows, channels * kernel_size), strip by strip, each tile by tile, each a group of positions
+   of the kernel at a time. */
 typedef struct {
     Coder coder;
-    size_t rows, channels, taps, wide; /* wide: the most channels of a tile */
+    size_t rows, channels, kernel_size, wide; /* wide: the most channels of a tile */
     double by_row, by_column, by_channel, by_kernel;
-    double *column_sums; /* (taps, channels) */
-    int64_t *tap_sums, *tap_counts;
-    Span down, across, group; /* the rows of the strip, the channels of the tile, the taps */
-    uint8_t *planes, *room;   /* (taps, rows of the strip, channels): where they are, and room for them */
+    double *column_sums; /* (kernel_size, channels) */
+    int64_t *position_sums, *position_counts;
+    Span down, across, group; /* the rows of the strip, the channels of the tile, the kernel positions */
+    uint8_t *planes, *room;   /* (kernel_size, rows of the strip, channels): where they are, and room for them */
     double *row_sums, strip_sum, strip_count;
     float *kernel_sums; /* (rows of the strip, channels of the tile) */
     double *scales, *channel;
-    float *row, *column, *usual, *ratio; /* column: (taps, wide), as expected */
+    float *row, *column, *usual, *ratio; /* column: (kernel_size, wide), as expected */
     uint32_t *fresh;
 } Context;
 
@@ -330,62 +331,64 @@ static inline size_t width_of(const Context *all)
 
 static int context_open(Context *all, Memory *memory)
 {
-    const size_t tall = widest(all->rows, MOST_ROWS), wide = widest(all->channels, MOST_CHANNELS), taps = all->taps;
+    const size_t tall = widest(all->rows, MOST_ROWS), wide = widest(all->channels, MOST_CHANNELS);
+    const size_t kernel_size = all->kernel_size;
     all->wide = wide;
-    all->column_sums = take_zeros(memory, taps * all->channels, 8);
-    all->tap_sums = take_zeros(memory, taps, 8);
-    all->tap_counts = take_zeros(memory, taps, 8);
-    all->room = take(memory, taps > 1 ? taps * tall : 0, all->channels);
+    all->column_sums = take_zeros(memory, kernel_size * all->channels, 8);
+    all->position_sums = take_zeros(memory, kernel_size, 8);
+    all->position_counts = take_zeros(memory, kernel_size, 8);
+    all->room = take(memory, kernel_size > 1 ? kernel_size * tall : 0, all->channels);
     all->row_sums = take(memory, tall, 8);
     all->kernel_sums = take(memory, tall * wide, 4);
-    all->scales = take(memory, taps, 8);
+    all->scales = take(memory, kernel_size, 8);
     all->channel = take(memory, wide, 8);
     all->row = take(memory, tall, 4);
-    all->column = take(memory, taps * wide, 4);
+    all->column = take(memory, kernel_size * wide, 4);
     all->usual = take(memory, wide, 4);
     all->ratio = take(memory, wide, 4);
     all->fresh = take(memory, wide, 4);
-    all->coder.classes = take(memory, taps * tall, wide);
-    all->coder.ordered = take(memory, taps * tall, wide);
-    all->coder.symbols = take(memory, taps * tall, wide);
+    all->coder.classes = take(memory, kernel_size * tall, wide);
+    all->coder.ordered = take(memory, kernel_size * tall, wide);
+    all->coder.symbols = take(memory, kernel_size * tall, wide);
     return memory->failed ? NO_MEMORY : OK;
 }
 
-/* The next taps that are coded together. */
+/* The next positions of a kernel that are coded together. */
 static int next_group(Context *all, size_t turn)
 {
-    size_t size = turn < sizeof TAPS / sizeof *TAPS ? TAPS[turn] : all->taps;
+    size_t size = turn < sizeof KERNEL_GROUPS / sizeof *KERNEL_GROUPS ? KERNEL_GROUPS[turn] : all->kernel_size;
     if (all->down.start == 0 && all->across.start < SINGLE)
-        size = turn < MOST_SINGLE ? 1 : all->taps;
+        size = turn < MOST_SINGLE ? 1 : all->kernel_size;
     else if (all->down.start && !uses_kernels(all))
-        size = all->taps;
+        size = all->kernel_size;
     all->group.start = all->group.stop;
-    all->group.stop = smaller(all->group.start + size, all->taps);
-    return all->group.start < all->taps;
+    all->group.stop = smaller(all->group.start + size, all->kernel_size);
+    return all->group.start < all->kernel_size;
 }
 
-/* How many rows of a tap are known. */
-static inline double rows_seen(const Context *all, size_t tap)
+/* How many rows of a position are known. */
+static inline double rows_seen(const Context *all, size_t position)
 {
-    return (double)(tap < all->group.start ? all->down.stop : all->down.start);
+    return (double)(position < all->group.start ? all->down.stop : all->down.start);
 }
 
-/* What a token of each channel is expected to be, all taps together, and how taps differ from their mean. */
+/* What a token of each channel is expected to be, all positions together, and how positions differ from their mean. */
 static void expect_channels(Context *all)
 {
     const size_t width = width_of(all);
     int64_t sum = 0, number = 0;
-    for (size_t tap = 0; tap < all->taps; tap++) {
-        sum += all->tap_sums[tap];
-        number += all->tap_counts[tap];
+    for (size_t position = 0; position < all->kernel_size; position++) {
+        sum += all->position_sums[position];
+        number += all->position_counts[position];
     }
     const double mean = (double)(sum + 1) / (double)(number + 2), prior = all->by_channel * mean;
     double weight = 0, *channel = all->channel;
     memset(channel, 0, width * sizeof *channel);
-    for (size_t tap = 0; tap < all->taps; tap++) {
-        const double *sums = all->column_sums + tap * all->channels + all->across.start;
-        all->scales[tap] = ((double)all->tap_sums[tap] / mean + TAP_PRIOR) / (double)(all->tap_counts[tap] + TAP_PRIOR);
-        weight += rows_seen(all, tap) * all->scales[tap];
+    for (size_t position = 0; position < all->kernel_size; position++) {
+        const double *sums = all->column_sums + position * all->channels + all->across.start;
+        all->scales[position] = ((double)all->position_sums[position] / mean + POSITION_PRIOR) /
+                                (double)(all->position_counts[position] + POSITION_PRIOR);
+        weight += rows_seen(all, position) * all->scales[position];
         for (size_t at = 0; at < width; at++)
             channel[at] += sums[at];
     }
@@ -394,14 +397,14 @@ static void expect_channels(Context *all)
         channel[at] = (channel[at] + prior) / weight;
 }
 
-/* Of each column, for the taps of the group, and for those before where kernels count. */
+/* Of each column, for the positions of the group, and for those before where kernels count. */
 static void expect_columns(Context *all)
 {
     const size_t width = width_of(all);
-    for (size_t tap = uses_kernels(all) ? 0 : all->group.start; tap < all->group.stop; tap++) {
-        const double *sums = all->column_sums + tap * all->channels + all->across.start, *channel = all->channel;
-        const double scale = all->by_column * all->scales[tap], count = rows_seen(all, tap) + all->by_column;
-        float *column = all->column + tap * all->wide;
+    for (size_t position = uses_kernels(all) ? 0 : all->group.start; position < all->group.stop; position++) {
+        const double *sums = all->column_sums + position * all->channels + all->across.start, *channel = all->channel;
+        const double scale = all->by_column * all->scales[position], count = rows_seen(all, position) + all->by_column;
+        float *column = all->column + position * all->wide;
         for (size_t at = 0; at < width; at++)
             column[at] = (float)((sums[at] + scale * channel[at]) / count);
     }
@@ -416,15 +419,15 @@ static void expect_rows(Context *all)
         all->row[at] = all->strip_sum ? (float)((all->row_sums[at] * factor + by_row) / count) : 1;
 }
 
-/* What a kernel is expected to have in the taps before. */
+/* What a kernel is expected to have in the positions before. */
 static void expect_kernels(Context *all)
 {
     const size_t width = width_of(all);
     float *usual = all->usual;
     memset(usual, 0, width * sizeof *usual);
-    for (size_t tap = 0; tap < all->group.start; tap++)
+    for (size_t position = 0; position < all->group.start; position++)
         for (size_t at = 0; at < width; at++)
-            usual[at] += all->column[tap * all->wide + at];
+            usual[at] += all->column[position * all->wide + at];
 }
 
 /* How the kernels of a row differ from that. */
@@ -463,9 +466,9 @@ static void classify_group(Context *all)
         const float row = all->row[line];
         if (by_kernels)
             ratios(all->ratio, all->kernel_sums + line * width, row, all->usual, (float)all->by_kernel, width);
-        for (size_t tap = all->group.start; tap < all->group.stop; tap++)
-            classify(all->coder.classes + ((tap - all->group.start) * height + line) * width, row,
-                     all->column + tap * all->wide, by_kernels ? all->ratio : NULL, width);
+        for (size_t position = all->group.start; position < all->group.stop; position++)
+            classify(all->coder.classes + ((position - all->group.start) * height + line) * width, row,
+                     all->column + position * all->wide, by_kernels ? all->ratio : NULL, width);
     }
 }
 
@@ -491,12 +494,12 @@ VECTORISED static void add_to_kernels(float *sums, const uint8_t *tokens, size_t
         sums[at] += tokens[at];
 }
 
-/* Counts the symbols of one tap, (height, width), and puts them in its plane. */
-static void add_tap(Context *all, size_t tap, const uint8_t *symbols)
+/* Counts the symbols of one position, (height, width), and puts them in its plane. */
+static void add_position(Context *all, size_t position, const uint8_t *symbols)
 {
     const size_t height = height_of(all), width = width_of(all);
-    double *sums = all->column_sums + tap * all->channels + all->across.start;
-    uint8_t *plane = all->planes + tap * height * all->channels + all->across.start;
+    double *sums = all->column_sums + position * all->channels + all->across.start;
+    uint8_t *plane = all->planes + position * height * all->channels + all->across.start;
     memset(all->fresh, 0, width * sizeof *all->fresh);
     for (size_t line = 0; line < height; line++, symbols += width) {
         all->row_sums[line] += total_of(symbols, width);
@@ -507,10 +510,10 @@ static void add_tap(Context *all, size_t tap, const uint8_t *symbols)
     }
     for (size_t at = 0; at < width; at++) {
         sums[at] += all->fresh[at];
-        all->tap_sums[tap] += all->fresh[at];
+        all->position_sums[position] += all->fresh[at];
         all->strip_sum += sums[at]; /* of the columns that this strip has, all rows down to its end */
     }
-    all->tap_counts[tap] += height * width;
+    all->position_counts[position] += height * width;
     all->strip_count += width;
 }
 
@@ -522,18 +525,18 @@ static void decode_group(Context *all)
     expect_rows(all);
     classify_group(all);
     decode_tile(&all->coder, (all->group.stop - all->group.start) * size);
-    for (size_t tap = all->group.start; tap < all->group.stop; tap++)
-        add_tap(all, tap, all->coder.symbols + (tap - all->group.start) * size);
+    for (size_t position = all->group.start; position < all->group.stop; position++)
+        add_position(all, position, all->coder.symbols + (position - all->group.start) * size);
 }
 
-/* Planes (taps, rows, channels) to (rows, channels, taps). */
-static void transpose(uint8_t *tokens, const uint8_t *planes, size_t rows, size_t channels, size_t taps)
+/* Planes (kernel_size, rows, channels) to (rows, channels, kernel_size). */
+static void transpose(uint8_t *tokens, const uint8_t *planes, size_t rows, size_t channels, size_t kernel_size)
 {
-    for (size_t row = 0; row < rows; row++, tokens += channels * taps)
-        for (size_t tap = 0; tap < taps; tap++) {
-            const uint8_t *plane = planes + (tap * rows + row) * channels;
+    for (size_t row = 0; row < rows; row++, tokens += channels * kernel_size)
+        for (size_t position = 0; position < kernel_size; position++) {
+            const uint8_t *plane = planes + (position * rows + row) * channels;
             for (size_t channel = 0; channel < channels; channel++)
-                tokens[channel * taps + tap] = plane[channel];
+                tokens[channel * kernel_size + position] = plane[channel];
         }
 }
 
@@ -542,7 +545,7 @@ static int decode_strip(Context *all, uint8_t *tokens)
 {
     if (!next_block(&all->down, all->rows, MOST_ROWS, 2))
         return 0;
-    all->planes = all->taps > 1 ? all->room : tokens;
+    all->planes = all->kernel_size > 1 ? all->room : tokens;
     memset(all->row_sums, 0, height_of(all) * sizeof *all->row_sums);
     all->strip_sum = all->strip_count = 0;
     all->across = (Span){0, 0};
@@ -552,8 +555,8 @@ static int decode_strip(Context *all, uint8_t *tokens)
         for (size_t turn = 0; next_group(all, turn); turn++)
             decode_group(all);
     }
-    if (all->taps > 1)
-        transpose(tokens, all->planes, height_of(all), all->channels, all->taps);
+    if (all->kernel_size > 1)
+        transpose(tokens, all->planes, height_of(all), all->channels, all->kernel_size);
     return 1;
 }
 
@@ -741,7 +744,7 @@ typedef struct {
 } Decoder;
 
 typedef struct {
-    size_t rows, columns, taps;
+    size_t rows, columns, kernel_size;
     int along_trellis;
 } Matrix;
 
@@ -756,7 +759,7 @@ static int lanes_end(Decoder *decoder)
 /* Tokens (rows, columns), of which the largest is known. */
 static int decode_tokens(Decoder *decoder, const Matrix *matrix, uint8_t *tokens)
 {
-    const int choices = matrix->taps > 1 ? 4 : matrix->rows > 1 ? 2 : 0;
+    const int choices = matrix->kernel_size > 1 ? 4 : matrix->rows > 1 ? 2 : 0;
     double by[4] = {FIXED, FIXED, FIXED, FIXED};
     Context *all = take_zeros(&decoder->memory, 1, sizeof *all);
     if (!all)
@@ -764,7 +767,8 @@ static int decode_tokens(Decoder *decoder, const Matrix *matrix, uint8_t *tokens
     for (int choice = 0; choice < choices; choice++)
         by[choice] = decoder->shrinkages[lane_uniform(decoder->lanes, SHRINKAGES)];
     all->by_row = by[0], all->by_column = by[1], all->by_channel = by[2], all->by_kernel = by[3];
-    all->rows = matrix->rows, all->channels = matrix->columns / matrix->taps, all->taps = matrix->taps;
+    all->rows = matrix->rows, all->kernel_size = matrix->kernel_size;
+    all->channels = matrix->columns / matrix->kernel_size;
     all->coder.lanes = decoder->lanes, all->coder.count_of_lanes = decoder->count_of_lanes;
     all->coder.alphabet = decoder->expected + 1;
     all->coder.prior = decoder->prior;
@@ -916,7 +920,7 @@ static PyObject *result_of(Decoder *decoder, int status)
 static int fits_matrix(const Matrix *matrix, const Py_buffer *out)
 {
     const size_t most = PY_SSIZE_T_MAX / 8; /* less than a negative number is as one without a sign */
-    const int fits = matrix->taps >= 1 && matrix->columns % matrix->taps == 0 && matrix->rows <= most &&
+    const int fits = matrix->kernel_size >= 1 && matrix->columns % matrix->kernel_size == 0 && matrix->rows <= most &&
                      matrix->columns <= most && (matrix->columns == 0 || matrix->rows <= most / matrix->columns) &&
                      (out->itemsize == 1 || out->itemsize == 4) &&
                      (size_t)out->len == matrix->rows * matrix->columns * out->itemsize;
@@ -929,12 +933,12 @@ static PyObject *native_matrix(PyObject *self, PyObject *args)
 {
     PyObject *streams;
     Py_buffer out, prior, shrinkages;
-    Py_ssize_t rows, columns, taps;
+    Py_ssize_t rows, columns, kernel_size;
     int along_trellis, status = OK;
-    if (!PyArg_ParseTuple(args, "O!w*nnnpy*y*", &PyTuple_Type, &streams, &out, &rows, &columns, &taps, &along_trellis,
-                          &prior, &shrinkages))
+    if (!PyArg_ParseTuple(args, "O!w*nnnpy*y*", &PyTuple_Type, &streams, &out, &rows, &columns, &kernel_size,
+                          &along_trellis, &prior, &shrinkages))
         return NULL;
-    const Matrix matrix = {rows, columns, taps, along_trellis};
+    const Matrix matrix = {rows, columns, kernel_size, along_trellis};
     Decoder decoder = {{NULL, 0}};
     if (fits_matrix(&matrix, &out) && decoder_open(&decoder, streams, &prior, &shrinkages)) {
         Py_BEGIN_ALLOW_THREADS
@@ -966,7 +970,8 @@ static PyObject *native_vector(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"matrix", native_matrix, METH_VARARGS,
-     "matrix(streams, out, rows, columns, taps, along_trellis, prior, shrinkages) -> (status, largest token, found)"},
+     "matrix(streams, out, rows, columns, kernel_size, along_trellis, prior, shrinkages) -> "
+     "(status, largest token, found)"},
     {"vector", native_vector, METH_VARARGS,
      "vector(streams, out, windows, prior, shrinkages) -> (status, largest token, found)"},
     {NULL, NULL, 0, NULL},
@@ -978,11 +983,11 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_decoder", NULL,
 static PyObject *format(void)
 {
     return Py_BuildValue(
-        "{s:i,s:i,s:i,s:(ii),s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:(nn),s:d,s:i,s:y#}", "DIRECT", DIRECT, "TOKENS", TOKENS,
-        "STEPS", STEPS, "OCTAVES", LOWEST, HIGHEST, "CLASSES", CLASSES, "UNIT", UNIT, "TILE", TILE, "MOST_ROWS",
-        MOST_ROWS, "MOST_CHANNELS", MOST_CHANNELS, "SINGLE", SINGLE, "MOST_SINGLE", MOST_SINGLE, "TAP_PRIOR", TAP_PRIOR,
-        "TAPS", (Py_ssize_t)TAPS[0], (Py_ssize_t)TAPS[1], "FIXED", FIXED, "LANES", LANES, "NEXT", NEXT,
-        (Py_ssize_t)sizeof NEXT);
+        "{s:i,s:i,s:i,s:(ii),s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:(nn),s:d,s:i,s:i,s:i,s:y#}", "DIRECT", DIRECT, "TOKENS",
+        TOKENS, "STEPS", STEPS, "OCTAVES", LOWEST, HIGHEST, "CLASSES", CLASSES, "UNIT", UNIT, "TILE", TILE, "MOST_ROWS",
+        MOST_ROWS, "MOST_CHANNELS", MOST_CHANNELS, "SINGLE", SINGLE, "MOST_SINGLE", MOST_SINGLE, "POSITION_PRIOR",
+        POSITION_PRIOR, "KERNEL_GROUPS", (Py_ssize_t)KERNEL_GROUPS[0], (Py_ssize_t)KERNEL_GROUPS[1], "FIXED", FIXED,
+        "LANES", LANES, "SHRINKAGES", SHRINKAGES, "WINDOWS", WINDOWS, "NEXT", NEXT, (Py_ssize_t)sizeof NEXT);
 }
 
 PyMODINIT_FUNC PyInit__decoder(void)

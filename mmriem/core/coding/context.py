@@ -30,14 +30,14 @@ TILE = 4
 """Rows, and channels, of the first tile of a matrix."""
 MOST_ROWS, MOST_CHANNELS = 128, 512
 """Rows and channels of the largest tile of a matrix."""
-TAPS = (1, 3)
-"""Sizes of the first groups of taps of a kernel that are coded together, so that the other taps see what is in it."""
+KERNEL_GROUPS = (1, 3)
+"""Sizes of the first groups of positions of a kernel that are coded together, so that the others see what is in it."""
 SINGLE = 8
-"""Channels of the first tiles whose taps are coded one by one, since little is known yet."""
+"""Channels of the first tiles whose kernel positions are coded one by one, since little is known yet."""
 MOST_SINGLE = 64
-"""The most taps of a kernel that are coded one by one."""
-TAP_PRIOR = 32
-"""Weight, in tokens, of the assumption that a tap of a kernel is as large as the others."""
+"""The most positions of a kernel that are coded one by one."""
+POSITION_PRIOR = 32
+"""Weight, in tokens, of the assumption that a position of a kernel is as large as the others."""
 SHRINKAGES = (2.0, 8.0, 32.0, 128.0, 512.0, 2048.0, 8192.0, 2.0**24)
 """Choices for the weight of the mean, in tokens, against the tokens that were decoded."""
 FIXED = SHRINKAGES[-1]
@@ -98,11 +98,12 @@ def fitted_shrinkages(tokens: np.ndarray, kernel_size: int) -> list[int]:
         weights.append(weight(columns / count - mean, count))
     else:
         kernels = tokens.reshape(count, -1, kernel_size).sum(2, dtype=np.int64)
-        channels, taps = (columns.reshape(-1, kernel_size).sum(axis) for axis in (1, 0))
-        fit = channels[:, None] * (taps / (total * count))
+        channels, positions = (columns.reshape(-1, kernel_size).sum(axis) for axis in (1, 0))
+        fit = channels[:, None] * (positions / (total * count))
         weights.append(weight(columns.reshape(-1, kernel_size) / count - fit, count, kernel_size / (kernel_size - 1)))
         weights.append(weight(channels / (count * kernel_size) - mean, count * kernel_size))
-        # the squared deviations of kernels in excess of those of independent taps, from the product of row and column
+        # the squared deviations of kernels in excess of those of independent positions, from the product of row and
+        # column
         row_square, column_square, channel_square = (_dot(x, x) for x in (rows, columns, channels))
         apart = squares - (2 * _dot(rows, tokens @ columns) - row_square * column_square / total) / total
         together = (
@@ -132,23 +133,23 @@ def code_tokens(coder: Writer | Reader, planes: np.ndarray, choices: list[int], 
     kernel_size, rows, channels = planes.shape
     model = _Distributions(coder, alphabet)
     column_sums = np.zeros((kernel_size, channels))
-    tap_sums, tap_counts = [0] * kernel_size, [0] * kernel_size
+    position_sums, position_counts = [0] * kernel_size, [0] * kernel_size
     for down in _blocks(rows, MOST_ROWS, 2):
         row_sums, strip_sum, strip_count = np.zeros(down.stop - down.start), 0.0, 0
         for across in _blocks(channels, MOST_CHANNELS, 4 if down.start else 2):
             kernel_sums = np.zeros((len(row_sums), across.stop - across.start), np.float32)
             sums = column_sums[:, across]
-            for taps in _tap_groups(kernel_size, down.start, across.start, by_kernel):
-                mean = (sum(tap_sums) + 1) / (sum(tap_counts) + 2)
-                pairs = zip(tap_sums, tap_counts)
-                scales = [(total / mean + TAP_PRIOR) / (count + TAP_PRIOR) for total, count in pairs]
-                seen = [down.stop] * taps.start + [down.start] * (kernel_size - taps.start)
+            for positions in _kernel_groups(kernel_size, down.start, across.start, by_kernel):
+                mean = (sum(position_sums) + 1) / (sum(position_counts) + 2)
+                pairs = zip(position_sums, position_counts)
+                scales = [(total / mean + POSITION_PRIOR) / (count + POSITION_PRIOR) for total, count in pairs]
+                seen = [down.stop] * positions.start + [down.start] * (kernel_size - positions.start)
                 weight = 0.0
                 for count, scale in zip(seen, scales):  # from 3.12 on, the sum of Python is another one for floats
                     weight += count * scale
                 weight += by_channel
                 channel = (_add(sums) + by_channel * mean) / weight
-                before = slice(taps.start if by_kernel == FIXED else 0, taps.stop)
+                before = slice(positions.start if by_kernel == FIXED else 0, positions.stop)
                 column = sums[before] + np.array([[by_column * scale] for scale in scales[before]]) * channel
                 column /= np.array([[count + by_column] for count in seen[before]])
                 column = column.astype(np.float32)
@@ -157,25 +158,25 @@ def code_tokens(coder: Writer | Reader, planes: np.ndarray, choices: list[int], 
                     row = row.astype(np.float32)[:, None]
                 else:
                     row = np.ones((len(row_sums), 1), np.float32)
-                expected = row * column[taps.start - taps.stop :, None]
-                if taps.start and by_kernel != FIXED:
+                expected = row * column[positions.start - positions.stop :, None]
+                if positions.start and by_kernel != FIXED:
                     # the sum of Python adds one row after the other, an order that numpy does not promise for floats
-                    usual = row * sum(column[: taps.start])
+                    usual = row * sum(column[: positions.start])
                     usual += np.float32(by_kernel)
                     expected *= (kernel_sums + np.float32(by_kernel)) / usual
-                tokens = planes[taps, down, across]
+                tokens = planes[positions, down, across]
                 model.code(tokens, expected)
                 found = tokens.astype(np.int32)
                 kernels, columns = _add(found, 0, np.int32), _add(found, 1, np.int32)
                 row_sums += _add(kernels, 1, np.int32)
                 if by_kernel != FIXED:
                     kernel_sums += kernels.astype(np.float32)
-                sums[taps] += columns
-                for tap, total in enumerate(_add(columns, 1).tolist(), taps.start):
-                    tap_sums[tap] += total
-                    tap_counts[tap] += kernels.size
+                sums[positions] += columns
+                for position, total in enumerate(_add(columns, 1).tolist(), positions.start):
+                    position_sums[position] += total
+                    position_counts[position] += kernels.size
                 # of the columns that this strip has, all rows down to its end
-                strip_sum += float(_add(sums[taps], None))
+                strip_sum += float(_add(sums[positions], None))
                 strip_count += columns.size
 
 
@@ -190,9 +191,9 @@ def _blocks(count: int, largest: int, growth: int) -> Iterator[slice]:
         start = stop
 
 
-def _tap_groups(kernel_size: int, top: int, left: int, by_kernel: float) -> Iterator[slice]:
-    """Cuts the taps of a kernel into those that are coded together in the tile at row ``top`` and channel ``left``."""
-    sizes: tuple[int, ...] = (*TAPS, kernel_size)
+def _kernel_groups(kernel_size: int, top: int, left: int, by_kernel: float) -> Iterator[slice]:
+    """Cuts a kernel into positions that are coded together in the tile at row ``top`` and channel ``left``."""
+    sizes: tuple[int, ...] = (*KERNEL_GROUPS, kernel_size)
     if top == 0 and left < SINGLE:
         sizes = (1,) * min(kernel_size, MOST_SINGLE) + (kernel_size,)
     elif top and by_kernel == FIXED:

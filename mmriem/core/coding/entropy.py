@@ -1,7 +1,7 @@
 """Entropy coding of integer matrices whose rows and columns have scales of their own.
 
 Magnitudes are coded tile by tile. What a symbol is expected to be follows from the tokens decoded before it: their
-sums in its row, in its column and among the other taps of its kernel, each drawn to the mean as far as it rests on
+sums in its row, in its column and among the other positions of its kernel, each drawn to the mean as far as it rests on
 few symbols. Symbols of about the same expectation form a class, whose distribution starts as a geometric one and
 adapts. Four numbers say how far rows, columns, channels and kernels differ; no other side information is stored.
 

@@ -1,8 +1,8 @@
 """Finished pieces of a compression on disk, so that an interrupted one goes on where it was.
 
-A journal is a folder: `settings.json` says of what compression, and each piece is a file of its own with a SHA-256 in
-front: of its content, its key and the settings. A file that is cut off, damaged, that has the name of another one or is
-of another compression does not match and counts as absent.
+A journal is a folder: `settings.json` has the identity of the compression, and each piece is a file of its own with a
+SHA-256 in front: of its content, its key and the identity. A file that is cut off, damaged, that has the name of
+another one or is of another compression does not match and counts as absent.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Journal:
         """Whether a compression has begun here and not ended."""
         return self.folder.exists()
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Start a journal of the compression of these settings (JSON-able), or go on with the one that is there.
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Start a journal of the compression of that identity (JSON-able), or go on with the one that is there.
 
         What killed processes were writing in it is removed.
 
@@ -50,7 +50,7 @@ class Journal:
             RiemError: the one that is there is of another compression, or does not say of which.
             Interrupted: the folder cannot be written.
         """
-        wanted = json.loads(json.dumps(settings))
+        wanted = json.loads(json.dumps(identity))
         text = json.dumps(wanted, indent=1, sort_keys=True).encode()
         found = self._found()
         if found is not None and found != wanted:
@@ -103,10 +103,10 @@ class Journal:
         shutil.rmtree(leaving, ignore_errors=True)
 
     def _found(self) -> dict[str, Any] | None:
-        """The settings that are there; None where there are none.
+        """The identity that is there; None where there is none.
 
         Raises:
-            RiemError: they are damaged.
+            RiemError: it is damaged.
         """
         path = self.folder / _SETTINGS
         try:

@@ -20,16 +20,16 @@ VARIABLE = 'MMRIEM_READ_LIMIT'
 
 # Each limit is a constant, which small files may use, and a multiple of the size of the file.
 DECODED_BYTES = 1 << 24, 1 << 10
-"""Bytes of all decoded tensors together; what makes them takes a few times as much."""
+"""Most bytes of all decoded tensors together; what makes them takes a few times as much."""
 NANOSECONDS = 1 << 28, 1 << 14
-"""Of one core, for regenerating weights from states; see `Demand` in `mmriem.core.representations.base`."""
+"""Most nanoseconds of one core for regenerating weights from states, see `mmriem.core.representations.base.Demand`."""
 JSON_BYTES = 1 << 20, 1 << 6
-"""Of the manifest, and of its keys written out."""
+"""Most bytes of the manifest as JSON, and of its keys written out."""
 JSON_VALUES = 1 << 16, 1 << 1
-"""In the manifest; reading one takes about two microseconds and a hundred bytes."""
+"""Most values in the manifest; reading one takes about two microseconds and a hundred bytes."""
 MOST_JSON_BYTES = 1 << 25
 MOST_DECODED_BYTES = 1 << 33
-"""Two thousand million float32 parameters."""
+"""Most bytes of all decoded tensors of any file: two thousand million float32 parameters."""
 WIDEST = 16
 """Bytes of an element of the widest dtype."""
 

@@ -36,21 +36,21 @@ from .probe import frozen, without_checkpoints
 from .style_search import telling_norms
 
 RATE = 0.01
-"""Of Adam at the first step, full range of a pixel 1; it falls to zero with a cosine."""
+"""Learning rate of Adam at the first step, full range of a pixel 1; it falls to zero with a cosine."""
 BETAS = (0.5, 0.9)
-"""Of Adam: images are few steps away from good ones, so its averages are short."""
+"""Decay rates of Adam's averages, which are short: images are few steps away from good ones."""
 OUTPUT_WEIGHT = 0.1
 VARIATION_WEIGHT = 0.02
 SHIFT = 1 / 28
 """Most by which images are shifted at a step, relative to their shorter side."""
 LEAST_VARIANCE = 1e-4
-"""Added to the variance of a channel, relative to that of its norm: a dead channel has none."""
+"""What is added to the variance of a channel, relative to that of its norm: a dead channel has none."""
 MOST_STEPS = 40
-"""By default."""
+"""Most steps of a synthesis by default."""
 THREADS = 2
 """Most batches that run at a time, since each takes memory."""
 LEAST_STEPS = 8
-"""Fewer are not worth the time."""
+"""Least steps of a synthesis by default: fewer are not worth the time."""
 MAX_MACS = 6e12
 """Multiply-adds of all forward passes together that the default number of steps is to stay below: minutes on two
 cores."""
@@ -81,7 +81,7 @@ class Move:
 Run = Callable[[nn.Module, Tensor, int], list[Tensor]]
 """Outputs of a network on pixels ``(n, channels, height, width)``, 0 to 1, in place of images ``first`` and on."""
 OutputLoss = Callable[[Sequence[Tensor], int, Move], Optional[Tensor]]
-"""Of outputs on images ``first`` and on, moved: falls as the network sees what it is to see; None: nothing is to be."""
+"""Loss of outputs on images ``first`` and on, moved: it falls as they become what they are to be; None: no loss."""
 
 
 class RandomClasses:

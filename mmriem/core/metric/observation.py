@@ -109,9 +109,9 @@ class Watch(TorchFunctionMode):
         sums = self._sums[view.name]
         inputs, energy = sums.weigh(inputs, energy)
         weighted = inputs * energy.to(inputs)[:, None]
-        if function is F.conv_transpose2d:  # each tap of the kernel has its own output pixels
-            taps, stride = call['weight'][0, 0], call.get('stride', 1)
-            every = torch.eye(taps.numel()).to(inputs) / math.prod(_pair(stride))
+        if function is F.conv_transpose2d:  # each position of the kernel has its own output pixels
+            kernel, stride = call['weight'][0, 0], call.get('stride', 1)
+            every = torch.eye(kernel.numel()).to(inputs) / math.prod(_pair(stride))
             block = torch.bmm(weighted.transpose(1, 2), inputs)
             whole = torch.stack([torch.kron(group, every) for group in block]).cpu()
             for mine, part in zip(sums.blocks, parts(whole.shape[2])):

@@ -37,7 +37,7 @@ DEFAULT_TUNED_ERROR = 0.08
 DEFAULT_SIZE = 1 / 17
 """Size of a file over the fp32 weights that is aimed at where no budget is given, see ``DEFAULT_ERRORS``."""
 HOPE = 0.95
-"""Of the largest error that is accepted: a file of the size that has that much is accepted itself."""
+"""Share of the largest accepted error at which a size is proposed, so that a file of that size is accepted itself."""
 
 
 @dataclass(frozen=True)

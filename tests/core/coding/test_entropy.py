@@ -166,9 +166,9 @@ def test_scales_of_kernels_are_learnt():
     assert with_kernels < 0.95 * without
 
 
-def test_scales_of_taps_are_learnt_in_a_small_matrix():
-    taps = np.tile([0.1, 0.5, 0.1, 0.5, 2.0, 0.5, 0.1, 0.5, 0.1], 16)
-    symbols = normal(16, 144, taps)
+def test_scales_of_kernel_positions_are_learnt_in_a_small_matrix():
+    positions = np.tile([0.1, 0.5, 0.1, 0.5, 2.0, 0.5, 0.1, 0.5, 0.1], 16)
+    symbols = normal(16, 144, positions)
     assert len(check(symbols, 9)) < 0.85 * order_0_bytes(symbols)
 
 

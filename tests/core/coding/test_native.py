@@ -37,6 +37,8 @@ def same(work):
 def test_the_format_is_that_of_python():
     compiled = dict(native.module.FORMAT)
     assert compiled.pop('NEXT') == trellis.NEXT.tobytes()
+    assert compiled.pop('SHRINKAGES') == len(context.SHRINKAGES)
+    assert compiled.pop('WINDOWS') == len(entropy.WINDOWS)
     assert compiled == {name: {**vars(context), **vars(streams)}[name] for name in compiled}
 
 

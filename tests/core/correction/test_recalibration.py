@@ -215,7 +215,7 @@ def test_means_behind_every_bias_are_those_of_the_original():
     assert distance(recalibrated, reference) < distance(worse, reference)
 
 
-def test_biases_are_mended_on_what_mended_layers_before_them_give():
+def test_biases_are_recalibrated_on_what_recalibrated_layers_before_them_give():
     """The output that a hook corrects on the fly is the output of the recalibrated network itself."""
     reference = seeded(Net)
     worse = perturbed(reference)
@@ -238,7 +238,7 @@ class Shared(nn.Module):
         return torch.cat([self.used(self.norm(self.head(level))).flatten(2) for level in levels], 2)
 
 
-def test_a_module_that_is_called_twice_is_mended_by_both_calls():
+def test_a_module_that_is_called_twice_is_recalibrated_by_both_calls():
     reference = seeded(Shared)
     worse = copy.deepcopy(reference)
     with torch.no_grad():
@@ -279,7 +279,7 @@ class Loop(nn.Module):
         return torch.cat([self.head(part) for part in self.stem(x).split(self.chunk)])
 
 
-def test_a_loop_over_images_is_mended_by_all_of_them():
+def test_a_loop_over_images_is_recalibrated_by_all_of_them():
     reference = seeded(Loop)
     worse = copy.deepcopy(reference)
     with torch.no_grad():
@@ -291,7 +291,7 @@ def test_a_loop_over_images_is_mended_by_all_of_them():
     )
 
 
-def test_a_layer_that_few_images_call_once_is_mended_by_its_first_call():
+def test_a_layer_that_few_images_call_once_is_recalibrated_by_its_first_call():
     reference = seeded(lambda: Loop(4))
     worse = perturbed(reference)
     recalibrated, short = recalibrated_copy(worse, reference), recalibrated_copy(worse, reference, IMAGES[:4])

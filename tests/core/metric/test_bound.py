@@ -62,7 +62,7 @@ def test_theta_is_exact(share):
     )
 
 
-def test_less_damage_takes_more_bits():
+def test_less_distortion_takes_more_bits():
     eigenvalues, weights = torch.linspace(0, 3, 20), torch.linspace(0, 2, 10)
     total = float(eigenvalues.double().sum() * weights.double().sum())
     found = [rate_bound(1.0, eigenvalues, weights, share * total) for share in (0, 1e-9, 1e-3, 0.1, 0.5, 0.99, 1, 2)]
@@ -77,7 +77,7 @@ def test_what_cannot_be_damaged_takes_no_bits():
 
 
 @pytest.mark.parametrize('distortion', [-1.0, math.nan])
-def test_a_damage_is_a_number_from_0_on(distortion):
+def test_a_distortion_is_a_number_from_0_on(distortion):
     with pytest.raises(RiemError, match='distortion: expected a number from 0 on'):
         rate_bound(1.0, torch.ones(3), torch.ones(2), distortion)
 

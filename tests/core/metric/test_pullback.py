@@ -296,7 +296,7 @@ def correlated(count, channels, size, seed=5):
 
 
 @pytest.mark.parametrize('name', NETS)
-def test_the_metric_of_the_last_layer_predicts_the_measured_damage(name):
+def test_the_metric_of_the_last_layer_predicts_the_measured_distortion(name):
     model = seeded(NETS[name]).eval()
     images = correlated(24, 8, 5)
     weight = LINEAR_IN[name]

@@ -70,8 +70,8 @@ def test_transposed_convolution_has_one_row_per_output_channel(groups):
     matrix = only(deconv, min_numel=1).to_matrix(weight)
     inputs, outputs = 6 // groups, 12 // groups
     for group, o in itertools.product(range(groups), range(outputs)):
-        taps = [weight[group * inputs + i, o].flatten() for i in range(inputs)]
-        assert torch.equal(matrix[group * outputs + o], torch.cat(taps))
+        positions = [weight[group * inputs + i, o].flatten() for i in range(inputs)]
+        assert torch.equal(matrix[group * outputs + o], torch.cat(positions))
 
 
 @st.composite

@@ -13,11 +13,11 @@ from .settings import METRIC_BITS, NAME, SigmoidSettings
 ARGUMENT_BYTES = 64
 """Bytes of an argument and of what its exponential takes, in float64."""
 ARGUMENT_NANOSECONDS = 40
-"""What an exponential takes."""
+"""Nanoseconds of an argument and its exponential."""
 TILE_NANOSECONDS = 250_000
-"""What a tile takes, however small."""
+"""Nanoseconds of a tile, however small."""
 UNIT_NANOSECONDS = 12_000
-"""What each sigmoid of a weight takes in a tile, however small; in a large one a weight takes one."""
+"""Nanoseconds of each sigmoid of a weight in a tile, however small; in a large one a weight takes one."""
 
 
 class Sigmoid(Codec):

@@ -44,7 +44,7 @@ def damped(block):
     return block + DAMPING * block.diagonal().mean() * torch.eye(len(block), dtype=torch.float64)
 
 
-def damage_of(error, block, weights=None):
+def distortion_of(error, block, weights=None):
     """``sum_i g_i e_i^T A e_i``, in float64."""
     error = error.double()
     each = ((error @ block.double()) * error).sum(1)
@@ -243,7 +243,7 @@ def test_without_a_metric_each_weight_is_rounded_by_itself(step):
     made, distortion = Problem.of(weight).solve(step)
     expected = plain(weight, np.float32(step))
     assert (made.codes == expected.numpy()).all() and made.codes.dtype == np.int32
-    assert distortion == pytest.approx(damage_of(weight - made.decode(), torch.eye(40)), rel=1e-4)
+    assert distortion == pytest.approx(distortion_of(weight - made.decode(), torch.eye(40)), rel=1e-4)
     assert not made.row_exponents.any() and not made.column_exponents.any()
 
 
@@ -258,18 +258,18 @@ def test_a_diagonal_metric_changes_no_integer():
     metric = torch.diag(randn(40, seed=4).square() + 0.1)
     made, distortion = Problem.of(weight, metric).solve(0.4)
     assert (made.codes == plain(weight, np.float32(0.4)).numpy()).all()
-    assert distortion == pytest.approx(damage_of(weight - made.decode(), damped(metric)), rel=1e-4)
+    assert distortion == pytest.approx(distortion_of(weight - made.decode(), damped(metric)), rel=1e-4)
 
 
 @pytest.mark.parametrize('step', [0.3, 1.0])
-def test_a_correlated_metric_makes_the_damage_smaller_than_plain_rounding(step):
+def test_a_correlated_metric_makes_the_distortion_smaller_than_plain_rounding(step):
     weight, metric, weights = randn(48, 60), metric_of(60), randn(48, seed=5).square() + 0.01
     made, distortion = Problem.of(weight, metric, weights).solve(step)
     error = weight - made.decode()
-    assert distortion == pytest.approx(damage_of(error, damped(metric), weights), rel=1e-3)
+    assert distortion == pytest.approx(distortion_of(error, damped(metric), weights), rel=1e-3)
     by_itself = weight - plain(weight, step) * step
-    assert distortion < 0.35 * damage_of(by_itself, damped(metric), weights)
-    assert damage_of(error, metric, weights) < 0.35 * damage_of(by_itself, metric, weights)
+    assert distortion < 0.35 * distortion_of(by_itself, damped(metric), weights)
+    assert distortion_of(error, metric, weights) < 0.35 * distortion_of(by_itself, metric, weights)
 
 
 @pytest.mark.parametrize('columns', [1, 7, 127, 128, 129, 300])
@@ -325,7 +325,7 @@ def test_a_metric_with_dead_columns_and_one_that_is_all_zero():
 def test_a_singular_metric_of_few_samples():
     weight, metric = randn(10, 40), metric_of(40, samples=4)
     made, distortion = Problem.of(weight, metric).solve(0.3)
-    assert distortion == pytest.approx(damage_of(weight - made.decode(), damped(metric)), rel=1e-2)
+    assert distortion == pytest.approx(distortion_of(weight - made.decode(), damped(metric)), rel=1e-2)
 
 
 @pytest.mark.parametrize(('row_power', 'column_power'), [(1.0, 1.0), (0.5, 0.0), (0.0, 0.5)])
@@ -340,12 +340,12 @@ def test_steps_of_rows_and_columns(monkeypatch, row_power, column_power):
     if row_power:  # what counts more has finer steps
         order = weights.argsort()
         assert (np.diff(made.row_exponents[order.numpy()]) <= 0).all()
-    assert distortion == pytest.approx(damage_of(weight - made.decode(), damped(metric), weights), rel=1e-3)
+    assert distortion == pytest.approx(distortion_of(weight - made.decode(), damped(metric), weights), rel=1e-3)
     back = Lattice.from_payload((20, 30), LatticeSettings(1), made.to_payload())
     assert torch.equal(back.decode(), made.decode())
 
 
-def test_sensitivity_is_the_damage_of_a_unit_error():
+def test_sensitivity_is_the_distortion_of_a_unit_error():
     weights = torch.tensor([1.0, 4.0])
     problem = Problem.of(randn(2, 5), torch.diag(torch.full((5,), 3.0)), weights)
     assert problem.log_sensitivity == pytest.approx(math.log(3 * (1 + DAMPING)) + 0.5 * math.log(4), rel=1e-5)
@@ -371,12 +371,12 @@ def test_more_bits_make_a_smaller_error():
     errors = []
     for rate in (1, 2, 3, 4):
         made = FITTER.fit(weight, FITTER.configure((64, 64), rate * 4096), input_metric=metric)
-        errors.append(damage_of(weight - made.decode(), metric))
+        errors.append(distortion_of(weight - made.decode(), metric))
     assert all(2.5 * after < before for before, after in zip(errors, errors[1:]))
 
 
 def test_a_fit_takes_kernels_into_account():
-    """Taps of a kernel that differ in size are coded each with its own scale."""
+    """Positions of a kernel that differ in size are coded each with its own scale."""
     weight = (randn(32, 16, 9) * torch.tensor([0.1, 1, 0.1, 1, 10, 1, 0.1, 1, 0.1])).flatten(1)
     fits = [FITTER.fit(weight, FITTER.configure((32, 144), weight.numel(), kernel_size)) for kernel_size in (9, 1)]
     assert [made.settings for made in fits] == [LatticeSettings(9), LatticeSettings()]
