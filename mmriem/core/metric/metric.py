@@ -1,10 +1,18 @@
-"""The pullback metric of one weight, and the sums over images that it is made of."""
+"""The pullback metric of one weight, and the sums over images that it is made of.
+
+Few images tell few correlations: a layer behind a global pooling sees one vector of inputs for each, often fewer than
+it has columns, and what they have in common by chance looks like directions in which errors cost nothing. So
+covariances between columns are shrunk by the share of them that is likely to be chance (Ledoit and Wolf, "A
+well-conditioned estimator for large-dimensional covariance matrices", 2004, with the diagonal as target as in Schaefer
+and Strimmer, "A shrinkage approach to large-scale covariance matrix estimation", 2005). That share is measured: images
+are added up in two halves, and what these differ in is chance, however positions of one image depend on each other.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -15,6 +23,9 @@ from ..weights.views import WeightView
 
 MAX_COLUMNS = 6144
 """Most columns of a block of the metric: correlations between columns of different blocks are left out."""
+
+ROWS = 512
+"""Rows of a block whose covariances are worked out at a time, so that they take little memory."""
 
 FARTHEST = 40
 """Largest binary exponent, up or down, of inputs whose squares float32 holds with room for sums; others are scaled."""
@@ -60,7 +71,8 @@ class MetricSums:
     """Sums over images: of weighted second moments, of squared gradients of each row, and of the weights.
 
     Attributes:
-        blocks: moments ``(groups, b, b)`` float32 of the metric's blocks, in ``unit``.
+        blocks: second moments ``(groups, b, b)`` float32 of the metric's blocks, in ``unit``.
+        firsts: first moments ``(groups, in)`` float32, in ``unit``; zeros where they are not known.
         rows: squared gradients ``(out,)`` float64.
         energy: sum of the weights, in ``unit``.
         source: as of the metric.
@@ -69,6 +81,7 @@ class MetricSums:
     """
 
     blocks: list[Tensor]
+    firsts: Tensor
     rows: Tensor
     energy: float
     source: str
@@ -79,7 +92,7 @@ class MetricSums:
         rows, columns = view.matrix_shape
         widths = [part.stop - part.start for part in parts(columns)]
         blocks = [torch.zeros(groups, width, width) for width in widths]
-        return cls(blocks, torch.zeros(rows, dtype=torch.float64), 0.0, source)
+        return cls(blocks, torch.zeros(groups, columns), torch.zeros(rows, dtype=torch.float64), 0.0, source)
 
     def weigh(self, inputs: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs ``(..., in)``, and their weights float64, which are added up, in the unit of the sums."""
@@ -95,33 +108,96 @@ class MetricSums:
 
     def add(self, other: MetricSums) -> MetricSums:
         self.unit = self.unit or other.unit
-        pairs = zip(self.unit or (0, 0), other.unit or self.unit or (0, 0))
-        of_inputs, of_energy = (mine - its for mine, its in pairs)
+        of_inputs, of_energy = self._exponents(other)
         for mine, its in zip(self.blocks, other.blocks):
             mine += its * 2.0 ** (2 * of_inputs + of_energy)
+        self.firsts += other.firsts * 2.0 ** (of_inputs + of_energy)
         self.rows += other.rows
         self.energy += other.energy * 2.0**of_energy
         return self
+
+    def _exponents(self, other: MetricSums) -> list[int]:
+        """What leads from the unit of another one to that of this one."""
+        pairs = zip(self.unit or (0, 0), other.unit or self.unit or (0, 0))
+        return [mine - its for mine, its in pairs]
 
     def to_bytes(self) -> bytes:
         """For another process."""
         unit = (math.nan, math.nan) if self.unit is None else self.unit
         energy = torch.tensor([self.energy, *unit], dtype=torch.float64)
-        return _pack(self.blocks, self.source, rows=self.rows, energy=energy)
+        return _pack(self.blocks, self.source, firsts=self.firsts, rows=self.rows, energy=energy)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MetricSums:
         blocks, source, others = _unpack(data)
         energy, *unit = others['energy'].tolist()
         whole = None if math.isnan(unit[0]) else (int(unit[0]), int(unit[1]))
-        return cls(blocks, others['rows'], energy, source, whole)
+        return cls(blocks, others['firsts'], others['rows'], energy, source, whole)
 
-    def metric(self, images: int) -> Metric:
-        blocks = tuple(block.div_(self.energy) for block in self.blocks)
+    def chance(self, other: MetricSums) -> list[Tensor]:
+        """How far the covariances of both together are likely to be off, told by what each of them finds.
+
+        Args:
+            other: of other images, about as many.
+
+        Returns:
+            Of each block the squared error ``(groups,)`` float64, summed over all pairs of different columns.
+        """
+        of_inputs = self._exponents(other)[0]
+        found = []
+        for mine, its in zip(self._moments(), other._moments(2.0**of_inputs)):
+            pairs = zip(_covariances(*mine), _covariances(*its))
+            squares = (_squares(covariances - others) for (_, covariances), (_, others) in pairs)
+            found.append(functools.reduce(torch.add, squares) / 4)
+        return found
+
+    def _moments(self, unit: float = 1.0) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Of each block the second moments, what they are to be multiplied by, and the first moments."""
+        for block, part in zip(self.blocks, parts(self.firsts.shape[1])):
+            yield block, self.firsts[:, part] * (unit / self.energy), unit**2 / self.energy
+
+    def metric(self, images: int, chance: Sequence[Tensor] = ()) -> Metric:
+        """The mean over images, whose covariances are shrunk.
+
+        Args:
+            images: how many.
+            chance: see :meth:`chance`; none: they stay as they are.
+        """
+        moments = list(self._moments())
+        blocks = tuple(block.mul_(scale) for block, _, scale in moments)
+        for (block, first, _), error in zip(moments, chance):
+            _shrink(block, first, error)
         traces = functools.reduce(torch.add, (block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks))
         per_group = self.rows.reshape(len(traces), -1) / images
         output_weights = per_group / traces.clamp_min(1e-300)[:, None]
         return Metric(blocks, output_weights.reshape(-1), self.source)
+
+
+def _covariances(second: Tensor, first: Tensor, scale: float = 1.0) -> Iterator[tuple[slice, Tensor]]:
+    """Covariances ``(groups, rows, b)`` of some rows after the other, 0 on the diagonal.
+
+    Args:
+        second: moments ``(groups, b, b)``.
+        first: moments ``(groups, b)``.
+        scale: of the second moments.
+    """
+    for start in range(0, second.shape[1], ROWS):
+        rows = slice(start, start + ROWS)
+        covariances = second[:, rows] * scale - first[:, rows, None] * first[:, None]
+        covariances.diagonal(start, 1, 2).zero_()
+        yield rows, covariances
+
+
+def _squares(covariances: Tensor) -> Tensor:
+    return covariances.square().sum((1, 2), dtype=torch.float64)
+
+
+def _shrink(second: Tensor, first: Tensor, chance: Tensor) -> None:
+    """Take from moments, in place, the share of their covariances that is chance."""
+    squares = functools.reduce(torch.add, (_squares(covariances) for _, covariances in _covariances(second, first)))
+    share = (chance / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp_max(1).to(second)
+    for rows, covariances in _covariances(second, first):
+        second[:, rows] -= share[:, None, None] * covariances
 
 
 def _pack(blocks: Sequence[Tensor], source: str, **others: Tensor) -> bytes:

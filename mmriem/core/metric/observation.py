@@ -117,6 +117,7 @@ class Watch(TorchFunctionMode):
             for mine, part in zip(sums.blocks, parts(whole.shape[2])):
                 mine += whole[:, part, part]
             return
+        sums.firsts += weighted.sum(1).cpu()
         for mine, part in zip(sums.blocks, parts(inputs.shape[2])):
             mine += torch.bmm(weighted[..., part].transpose(1, 2), inputs[..., part]).cpu()
 

@@ -20,6 +20,7 @@ from the gradients of its own elements.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
@@ -96,11 +97,9 @@ def each_metric(
             parts = [split(part) for part in sent]
             packed = [parts[lane % workers.size][lane // workers.size] for lane in range(len(lanes))]
             sums = [MetricSums.from_bytes(part) if part else None for part in packed]
-        total = None
-        for part in filter(None, sums):
-            total = part if total is None else total.add(part)
-        if total is not None and _is_reached(total):
-            yield view.name, total.metric(probe.images)
+        metric = _of_lanes([part for part in sums if part is not None], probe.images)
+        if metric is not None:
+            yield view.name, metric
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
@@ -109,8 +108,15 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return own
 
 
-def _is_reached(sums: MetricSums) -> bool:
-    return sums.energy > 0 and float(sums.rows.sum()) > 0
+def _of_lanes(lanes: Sequence[MetricSums], images: int) -> Metric | None:
+    """The metric of a weight; None where no output depends on it."""
+    if not lanes:
+        return None
+    halves = [lane for lane in lanes if lane.energy > 0]
+    chance = halves[0].chance(halves[1]) if len(halves) == LANES else ()
+    total = functools.reduce(MetricSums.add, lanes)
+    is_reached = total.energy > 0 and float(total.rows.sum()) > 0
+    return total.metric(images, chance) if is_reached else None
 
 
 def _add_batch(
