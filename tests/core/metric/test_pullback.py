@@ -108,12 +108,29 @@ def columns_of(layer, inputs):
     return grouped.permute(1, 0, 3, 2).flatten(1, 2).double()
 
 
+def covariances(second, first, energy):
+    mean = first / energy
+    found = second / energy - mean[:, :, None] * mean[:, None, :]
+    return found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))
+
+
+def shrunk(halves):
+    """Mean second moments of both halves, less the share of their covariances that is chance."""
+    total = [sum(parts) for parts in zip(*halves)]
+    blocks, off = total[0] / total[2], covariances(*total)
+    if len(halves) == 1:
+        return blocks
+    chance = (covariances(*halves[0]) - covariances(*halves[1])).square().sum((1, 2)) / 4
+    share = (chance / off.square().sum((1, 2))).clamp_max(1)
+    return blocks - share[:, None, None] * off
+
+
 def brute_force(model, images, batch, columns):
     """``A`` of each group, and ``g``, of a `Masked` layer: the gradients are signs times mask over scale.
 
     ``g`` is the squared gradient of a row of weights over the trace of its ``A``.
     """
-    blocks, rows, energy = 0.0, 0.0, 0.0
+    halves, rows = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], 0.0
     weight = model.layer.weight
     for number, (first, last) in enumerate(ImageProbe(images, batch).batches()):
         part = images[first:last]
@@ -123,12 +140,12 @@ def brute_force(model, images, batch, columns):
         squared = (model.mask.double() / scale).square().expand_as(output)
         squared = squared.movedim(1, -1).flatten(0, -2) if output.dim() == 4 else squared.flatten(0, -2)
         x, gamma = columns(part), squared.sum(1)
-        blocks = blocks + torch.einsum('gpi,p,gpj->gij', x, gamma, x)
-        energy = energy + gamma.sum()
+        sums = torch.einsum('gpi,p,gpj->gij', x, gamma, x), torch.einsum('gpi,p->gi', x, gamma), gamma.sum()
+        halves[number % 2] = [before + more for before, more in zip(halves[number % 2], sums)]
         projection = pullback._random_projection([Output(model(part), None, 1)], (0, len(part)), number)
         (gradient,) = torch.autograd.grad(projection, weight)
         rows = rows + gradient.double().flatten(1).square().sum(1)
-    blocks = blocks / energy
+    blocks = shrunk([half for half in halves if half[2]])
     traces = blocks.diagonal(dim1=1, dim2=2).sum(1)
     return blocks, rows / len(images) / traces.repeat_interleave(len(rows) // len(traces))
 
@@ -564,7 +581,7 @@ def test_sums_in_different_units_add_up():
     def sums(scales):
         found = metric_module.MetricSums.empty(view, 1)
         for seed, scale in scales:
-            inputs, energy = found.weigh(scale * randn(1, 5, 3, seed=seed), randn(5, seed=seed).double().square())
+            inputs, _ = found.weigh(scale * randn(1, 5, 3, seed=seed), randn(5, seed=seed).double().square())
             found.blocks[0] += (inputs * energy.to(inputs)[:, None]).transpose(1, 2) @ inputs
             found.rows += 1
         return found
@@ -609,3 +626,51 @@ def test_outputs_of_one_number_and_of_numbers_whose_squares_are_beyond_float32()
     with torch.no_grad():
         model.weight.mul_(1e30)
     assert float(metrics(model, randn(16, 6))['weight'].output_weights) > 0
+
+
+def moments(rows, unit=(0, 0)):
+    """Sums over rows ``(n, columns)`` that all count alike."""
+    view = next(view for view in every_weight(nn.Linear(rows.shape[1], 3)))
+    found = metric_module.MetricSums.empty(view, 1)
+    found.unit = unit
+    inputs, _ = found.weigh(rows[None], torch.ones(len(rows), dtype=torch.float64))
+    found.blocks[0] += inputs.transpose(1, 2) @ inputs * 2.0 ** unit[1]
+    found.firsts += inputs.sum(1) * 2.0 ** unit[1]
+    return found
+
+
+def of_halves(rows, units=((0, 0), (0, 0))):
+    first, second = (moments(half, unit) for half, unit in zip((rows[::2], rows[1::2]), units))
+    chance = first.chance(second)
+    return first.add(second).metric(len(rows), chance).blocks[0][0].double()
+
+
+@pytest.mark.parametrize(('count', 'least', 'most'), [(24, 0.5, 0.9), (20000, 0.8, 1.05)])
+def test_few_rows_tell_less_of_the_covariances_than_of_the_mean(count, least, most):
+    """The error of the moments is smaller than that of their mean over rows, clearly so where these are few."""
+    mixing = torch.eye(60) + 0.3 * randn(60, 60, seed=1)
+    rows, mean = randn(count, 60, seed=2) @ mixing.T + 2, torch.full((60,), 2.0, dtype=torch.float64)
+    truth = (mixing @ mixing.T).double() + mean[:, None] * mean
+    plain = (rows.T @ rows / count).double()
+    found = of_halves(rows)
+    torch.testing.assert_close(found.diagonal(), plain.diagonal(), rtol=1e-4, atol=0)
+    middle = (rows.double().mean(0)[:, None] * rows.double().mean(0)).mean()
+    assert found.mean() == pytest.approx(float(middle), rel=0.05)  # what all columns have in common stays
+    assert least < (found - truth).norm() / (plain - truth).norm() < most
+    errors = torch.linalg.svd(rows.double() - rows.double().mean(0))[2][-30:]
+    cost = (errors @ found @ errors.T).trace() / (errors @ truth @ errors.T).trace()
+    assert cost > 0.5  # errors that these rows hardly see are not for nothing
+
+
+def test_halves_in_other_units_tell_the_same():
+    rows = randn(40, 12, seed=3) + 1
+    expected = of_halves(rows)
+    for units in ((0, -3), (2, 1)), ((5, 0), (5, 0)):
+        scale = 2.0 ** (2 * units[0][0])
+        torch.testing.assert_close(of_halves(rows, units) / scale, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_halves_that_agree_are_believed():
+    rows = randn(10, 8, seed=4)
+    found = of_halves(rows.repeat_interleave(2, 0))
+    torch.testing.assert_close(found, (rows.T @ rows / 10).double(), rtol=1e-5, atol=1e-6)
