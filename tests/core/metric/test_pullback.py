@@ -581,7 +581,7 @@ def test_sums_in_different_units_add_up():
     def sums(scales):
         found = metric_module.MetricSums.empty(view, 1)
         for seed, scale in scales:
-            inputs, _ = found.weigh(scale * randn(1, 5, 3, seed=seed), randn(5, seed=seed).double().square())
+            inputs, energy = found.weigh(scale * randn(1, 5, 3, seed=seed), randn(5, seed=seed).double().square())
             found.blocks[0] += (inputs * energy.to(inputs)[:, None]).transpose(1, 2) @ inputs
             found.rows += 1
         return found
