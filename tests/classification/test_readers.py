@@ -3,13 +3,15 @@
 import gzip
 import pickle
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmriem.classification import read_cifar10, read_cifar100, read_mnist
+from mmriem.classification import read_cifar10, read_cifar100, read_image_folder, read_mnist
 from mmriem.core.errors import RiemError
 
 PICTURES = np.zeros((2, 3072), np.uint8)
@@ -137,3 +139,23 @@ def test_a_truncated_pickle(cifar, tmp_path):
         (tmp_path / 'test_batch').write_bytes(whole[:size])
         with pytest.raises(RiemError, match='test_batch: expected'):
             read_cifar10(tmp_path, 'test')
+
+
+def test_middles_of_the_images_of_a_folder_for_each_class(tmp_path):
+    for number in range(3):
+        (tmp_path / f'n{number}').mkdir()
+        image = np.full((26, 24, 3), (0, 0, 20 * number), np.uint8)  # red
+        image[2:24, 1:23, 0] = 254
+        cv2.imwrite(str(tmp_path / f'n{number}' / 'a.png'), image)
+    (tmp_path / 'README').write_text('no class')
+    images, labels = read_image_folder(tmp_path, 22)
+    assert labels.tolist() == [0, 1, 2] and images.shape == (3, 22, 22, 3) and images.dtype == torch.uint8
+    assert (images[..., 2] == 254).all() and images[:, 0, 0, 0].tolist() == [0, 20, 40]
+    with pytest.raises(RiemError, match=r'a\.png: expected an image of at least 25 x 25, found 24 x 26'):
+        read_image_folder(tmp_path, 25)
+    (tmp_path / 'n1' / 'a.png').write_text('none')
+    with pytest.raises(RiemError, match=r'a\.png: expected an image of at least 22 x 22, found none'):
+        read_image_folder(tmp_path, 22)
+    for root in (tmp_path / 'n0', tmp_path / 'missing'):
+        with pytest.raises(RiemError, match='expected a folder of images for each class, found none'):
+            read_image_folder(root, 22)

@@ -655,7 +655,7 @@ def test_what_stays_dense_of_a_trained_model_is_told_with_the_flag_that_compress
 
 def test_the_written_config_draws_though_the_original_has_no_visualizer(call_here, tools, tiny_config, tmp_path):
     config = Config.fromfile(tiny_config)
-    del config['visualizer']
+    config.pop('visualizer')
     config.dump(tmp_path / 'plain.py')
     torch.save({'state_dict': build_detector(config).state_dict()}, tmp_path / 'plain.pth')
     arguments = ['--metric', 'identity', '--representation', 'bilinear', '--out', 'o.riem']
