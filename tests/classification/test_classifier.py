@@ -67,6 +67,11 @@ def test_loss_is_the_cross_entropy():
     assert torch.allclose(model(IMAGES, samples, mode='loss')['loss'], expected)
 
 
+def test_a_loss_takes_labels():
+    with pytest.raises(RiemError, match='expected data samples with gt_label, found none'):
+        classifier(dict(type='mmriem.MLP', inputs=192))(IMAGES, mode='loss')
+
+
 def test_predictions_are_probabilities_in_the_samples():
     model = classifier(dict(type='mmriem.MLP', inputs=192))
     samples = [BaseDataElement(gt_label=torch.tensor([label])) for label in (1, 0, 7)]

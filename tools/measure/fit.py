@@ -1,4 +1,4 @@
-"""Errors of the representations on one matrix, at equal bytes: the tables of docs/experiments.md.
+"""Errors of the representations on one matrix, at equal bytes: the tables of experiments/sigmoid.md and speed.md.
 
 python tools/measure/fit.py                                      # a synthetic 128 x 256 matrix
 python tools/measure/fit.py --checkpoint FILE.pth --weight KEY   # a weight of a checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,13 @@ def frozen(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         parameter.detach_().requires_grad_(False)
     return model
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy that predicts, whose parameters have no gradients, and no part of which runs again unseen."""
+    own = frozen(without_checkpoints(copy.deepcopy(model)))
+    own.eval()  # which need not give the module back
+    return own
 
 
 MAX_PIXELS = 1 << 18

@@ -15,7 +15,6 @@ nor on that of processes.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.tasks import Progress, Task
-from .probe import frozen, without_checkpoints
+from .probe import frozen_copy
 from .style_search import telling_norms
 
 RATE = 0.01
@@ -193,18 +192,12 @@ def synthesise(
 def leads_back(model: nn.Module, images: Tensor, run: Run) -> bool:
     """Whether what its norms see has gradients in the pixels, as the first image tells; ``images`` are the start."""
     try:
-        watched = _Watched(_frozen_copy(model))
+        watched = _Watched(frozen_copy(model))
         with torch.enable_grad():
             run(watched.model, (images[:1].float() / 255).requires_grad_(True), 0)
         return watched.sums().requires_grad
     except Exception:  # a network is anybody's code, and most is never run with gradients
         return False
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    own = without_checkpoints(copy.deepcopy(model))
-    own.eval()
-    return frozen(own)
 
 
 def _optimise(
@@ -218,7 +211,7 @@ def _optimise(
     """All steps on all batches; in each process those of its own batches."""
     copies: SimpleQueue[_Watched] = SimpleQueue()  # one for each thread
     for _ in range(max(1, executor.threads)):
-        copies.put(_Watched(_frozen_copy(model)))
+        copies.put(_Watched(frozen_copy(model)))
 
     def with_copy(work_on: Callable[[_Watched], Tensor], progress: Progress) -> Tensor:
         watched = copies.get()

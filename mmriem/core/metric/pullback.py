@@ -19,7 +19,6 @@ from the gradients of its own elements.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -32,7 +31,7 @@ from ..errors import RiemError
 from ..execution.executor import Executor
 from ..execution.tasks import Progress, Task, run_all
 from ..execution.workers import join, split
-from ..images.probe import Output, Probe, frozen, without_checkpoints
+from ..images.probe import Output, Probe, frozen_copy
 from ..weights.views import WeightView
 from .gradients import tolerant_gradients
 from .metric import Metric, MetricSums
@@ -80,7 +79,7 @@ def each_metric(
     workers = executor.workers
 
     def work(lane: list[tuple[int, tuple[int, int]]], progress: Progress) -> dict[str, MetricSums]:
-        own, sums = _frozen_copy(model), dict[str, MetricSums]()
+        own, sums = frozen_copy(model), dict[str, MetricSums]()
         for done, (number, batch) in enumerate(lane, 1):
             _add_batch(sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
             progress(done / len(lane))
@@ -100,12 +99,6 @@ def each_metric(
         metric = _of_lanes([part for part in sums if part is not None], probe.images)
         if metric is not None:
             yield view.name, metric
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    own = frozen(without_checkpoints(copy.deepcopy(model)))
-    own.eval()  # which need not give the module back
-    return own
 
 
 def _of_lanes(lanes: Sequence[MetricSums], images: int) -> Metric | None:

@@ -1,7 +1,8 @@
 """Compressions that are killed at random moments and go on: killed.py FOLDER COUNT.
 
-Torch is loaded once; each compression is a fork of this process. Prints JSON: the pieces of a whole compression, and
-for each kill how many were finished then, how many of them were written again, and whether the file is the same.
+Torch is loaded once; each compression is a fork of this process. Prints JSON: the pieces of a whole compression and of
+its first stage, and for each kill how many were finished then, how many of them were written again, and whether the
+file is the same.
 """
 
 import json
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from test_workers import run
+from test_workers import NET, run
 
 from mmriem.core.execution.journal import Journal
 from mmriem.core.file import writing
@@ -45,6 +46,12 @@ def pieces(folder: Path) -> dict:
     return {path.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
+def measured(folder: Path) -> int:
+    """Pieces of the stage that measures, which begins anew unless it was finished."""
+    keys = [f'{kind} {name}' for kind in ('metric', 'source') for name in NET.state_dict()]
+    return sum(Journal(folder / 'journal').holds(key) for key in keys)
+
+
 def main() -> None:
     """Kill, resume, compare."""
     torch.set_num_threads(1)
@@ -68,7 +75,7 @@ def main() -> None:
         again = [name for name, stat in before.items() if after.get(name) != stat]
         same = status == 0 and (folder / 'net.riem').read_bytes() == expected
         results.append({'kept': len(before), 'again': len(again), 'all': len(after), 'same': same})
-    print(json.dumps({'pieces': every, 'kills': results}))
+    print(json.dumps({'pieces': every, 'measured': measured(root / 'whole'), 'kills': results}))
 
 
 if __name__ == '__main__':
