@@ -12,12 +12,13 @@ def tool(tools):
     return runpy.run_path(str(tools / 'measure' / 'images.py'))
 
 
-def test_every_third_image_as_the_network_takes_it(tool):
+def test_images_are_for_the_metric_or_for_the_accuracy(tool):
     pixels = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1).expand(7, 2, 2, 3)
-    images, labels = tool['every_third'](LabelledImages(pixels, torch.arange(7)), 1, 5)
-    assert labels.tolist() == [1, 4] and images.shape == (2, 3, 2, 2)
-    assert torch.allclose(images[:, 0, 0, 0] * 128 + 127, torch.tensor([1.0, 4.0]), atol=1e-4)
-    assert tool['every_third'](LabelledImages(pixels, torch.arange(7)), 0, 2)[1].tolist() == [0, 3]
+    data = LabelledImages(pixels, torch.arange(7))
+    images, labels = tool['others'](data, 3)
+    assert labels.tolist() == [1, 2, 4] and images.shape == (3, 3, 2, 2)
+    for found, expected in ((images, [1.0, 2.0, 4.0]), (tool['every_third'](data, 2), [0.0, 3.0])):
+        assert torch.allclose(found[:, 0, 0, 0] * 128 + 127, torch.tensor(expected), atol=1e-4)
 
 
 def test_the_divergence_is_that_of_the_probabilities(tool):
