@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ FREE, EACH = 1 << 16, 4
 """Elements that calls may copy: so many, and so many for each byte of the file."""
 LONGEST_KEY = 16
 """Elements of a tuple that is a key."""
+MOST_ODD_KEYS = 1000
+"""Keys of one dictionary that are tuples or complex numbers, of which many can be made that all have one hash."""
 
 
 class Stream(Protocol):
@@ -71,15 +73,22 @@ class Allowance:
             raise pickle.UnpicklingError(f'more copies of its values than a file of {self.size} bytes may ask for')
 
 
-def checked_key(key: Any) -> Any:
+def checked_key(key: Any, known: Sized = ()) -> Any:
     """The key of a dictionary or element of a set, if it is a small plain value.
 
+    Args:
+        key: what is to be one.
+        known: those that are there.
+
     Raises:
-        pickle.UnpicklingError: it is another one, of which Python might hash millions of parts, or fall over its depth.
+        pickle.UnpicklingError: it is another one, of which Python might hash millions of parts, or fall over its depth,
+            or one of `MOST_ODD_KEYS`.
     """
     parts = key if type(key) is tuple else (key,)
     if len(parts) > LONGEST_KEY or not all(_is_atom(part) for part in parts):
         raise pickle.UnpicklingError(f'a key that is no text or number but a {type(key).__name__}')
+    if len(known) >= MOST_ODD_KEYS and isinstance(key, (tuple, complex, np.complexfloating)):
+        raise pickle.UnpicklingError(f'more than {MOST_ODD_KEYS} keys, and a {type(key).__name__} among them')
     return key
 
 
@@ -101,7 +110,7 @@ def mapping(kind: type, items: Any = ()) -> Any:
     for pair in pairs:
         if type(pair) not in (tuple, list) or len(pair) != 2:
             raise pickle.UnpicklingError(f'{kind.__name__} of something else than pairs')
-        made[checked_key(pair[0])] = pair[1]
+        made[checked_key(pair[0], made)] = pair[1]
     return made
 
 
@@ -109,7 +118,10 @@ def elements(kind: type, items: Any = ()) -> Any:
     """A set of that kind, of the items of a list."""
     if type(items) not in (tuple, list):
         raise pickle.UnpicklingError(f'{kind.__name__} of a {type(items).__name__}')
-    return kind(map(checked_key, items))
+    made: set[Any] = set()
+    for item in items:
+        made.add(checked_key(item, made))
+    return kind(made)
 
 
 class Machine:
@@ -212,7 +224,8 @@ class Machine:
         if type(target) is list:
             target.extend(items)
         elif type(target) is set:
-            target.update(map(checked_key, items))
+            for item in items:
+                target.add(checked_key(item, target))
         else:
             raise pickle.UnpicklingError(f'items for {type(target).__name__}')
 
@@ -230,7 +243,7 @@ class Machine:
         if type(target) not in (dict, OrderedDict, Counter) or len(items) % 2:
             raise pickle.UnpicklingError(f'keys for {type(target).__name__}')
         for key, value in zip(items[::2], items[1::2]):
-            target[checked_key(key)] = value
+            target[checked_key(key, target)] = value
 
     def refer(self, _: None) -> None:
         (identity,) = self.popped(1)

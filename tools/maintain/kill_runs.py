@@ -133,6 +133,7 @@ class Detector:
         if child:
             return child
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
             os.chdir(folder)
             log = os.open(f'{folder}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)

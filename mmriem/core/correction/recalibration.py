@@ -232,10 +232,13 @@ def _recalibrate(model: nn.Module, reference: nn.Module, probe: Probe, told: Ite
 
 
 def _adjust(module: nn.Module, reference: nn.Module, expected: _Statistics, found: _Statistics) -> Tensor | None:
-    """Change norm or bias; returns what is to be added to each channel of the output, None for a norm."""
+    """Change norm or bias; returns what is to be added to each channel of the output, None for a norm.
+
+    Channels whose statistics are beyond float32 stay as they are.
+    """
     expected = expected.to(found.mean.device)
     if not (isinstance(module, _BatchNorm) and isinstance(reference, _BatchNorm)):
-        difference = expected.mean - found.mean
+        difference = (expected.mean - found.mean).nan_to_num(0.0, 0.0, 0.0)
         module.get_parameter('bias').add_(difference)
         return difference
     if module.affine and reference.affine:  # another file format may have folded the statistics into these
@@ -246,9 +249,11 @@ def _adjust(module: nn.Module, reference: nn.Module, expected: _Statistics, foun
     gain = (after / before).sqrt().clamp(*GAINS)
     means = [norm.get_buffer('running_mean') for norm in (module, reference)]
     variances = [norm.get_buffer('running_var') for norm in (module, reference)]
-    means[0].copy_(found.mean - gain * (expected.mean - means[1]))
-    variance = (variances[1] + reference.eps) * gain.square() - module.eps
-    variances[0].copy_(variance.clamp_min(0))
+    mean = found.mean - gain * (expected.mean - means[1])
+    variance = ((variances[1] + reference.eps) * gain.square() - module.eps).clamp_min(0)
+    finite = mean.isfinite() & variance.isfinite()
+    means[0].copy_(mean.where(finite, means[1]))
+    variances[0].copy_(variance.where(finite, variances[1]))
     return None
 
 

@@ -87,10 +87,13 @@ class Journal:
     def put(self, key: str, piece: bytes) -> None:
         """Keep a piece; when this returns it survives the process, and the machine if its disk does.
 
+        One that is there already, as some of those are that a killed process had made together, is not written again.
+
         Raises:
             Interrupted: the disk is full, or the folder is gone.
         """
-        self._write(self._path(key), [self._digest(key, piece), piece])
+        if self.get(key) != piece:
+            self._write(self._path(key), [self._digest(key, piece), piece])
 
     def __len__(self) -> int:
         return sum(1 for path in self.folder.glob(f'*{_SUFFIX}')) if self.folder.is_dir() else 0

@@ -69,7 +69,10 @@ def costly_first(work: Callable[[S], T], items: Sequence[S], costs: Sequence[flo
     >>> list(costly_first(abs, [-1, 2, -3], [1, 1, 5], 2))
     [1, 2, 3]
     """
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    if min(threads, len(items)) <= 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
         started = {at: pool.submit(work, items[at]) for at in sorted(range(len(items)), key=lambda at: -costs[at])}
         try:
             for at in range(len(items)):

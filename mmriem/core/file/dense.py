@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RiemError
+from ..errors import RiemError, brief
 
 DTYPES = {
     str(dtype).removeprefix('torch.'): dtype
@@ -71,7 +71,9 @@ class DenseLayout:
     def __post_init__(self) -> None:
         known = self.dtype in DTYPES and (self.storage in STORAGES or self.is_vector)
         if not known or (self.dtype == 'bfloat16' if self.storage == 'raw' else not self._is_float()):
-            raise RiemError(f'tensor {self.name!r}: dtype {self.dtype!r} does not go with storage {self.storage!r}')
+            raise RiemError(
+                f'tensor {self.name!r}: dtype {brief(self.dtype)} does not go with storage {brief(self.storage)}'
+            )
         if self.is_vector and (len(self.shape) != 1 or not self.shape[0]):
             raise RiemError(f'tensor {self.name!r}: shape {self.shape} does not go with storage {self.storage!r}')
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import RiemError
+from ..errors import RiemError, brief
 from .dense import DTYPES
 
 MAX_ELEMENTS = 2**24  # of a derived tensor: a hostile file of a few bytes must not fill the memory
@@ -44,7 +44,9 @@ class DerivedRecord:
                 elements.
         """
         if self.recipe not in RECIPES:
-            raise RiemError(f'tensor {self.name!r}: expected a recipe among {tuple(RECIPES)}, found {self.recipe!r}')
+            raise RiemError(
+                f'tensor {self.name!r}: expected a recipe among {tuple(RECIPES)}, found {brief(self.recipe)}'
+            )
         if math.prod(self.shape) > MAX_ELEMENTS:
             raise RiemError(
                 f'tensor {self.name!r}: expected at most {MAX_ELEMENTS} derived elements, found shape {self.shape}'
@@ -53,7 +55,7 @@ class DerivedRecord:
         if tensor is None:
             raise RiemError(
                 f'tensor {self.name!r}: recipe {self.recipe!r} gives no {self.dtype} tensor of shape '
-                f'{self.shape} from the parameters {self.params}'
+                f'{self.shape} from the parameters {brief(self.params)}'
             )
         return tensor
 
@@ -118,11 +120,11 @@ def _holds(dtype: torch.dtype, value: object) -> bool:
         return dtype == torch.bool and isinstance(value, bool)
     if dtype.is_floating_point:
         return isinstance(value, float) and torch.tensor(value, dtype=torch.float64).to(dtype).item() == value
-    return isinstance(value, int) and torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
+    return not dtype.is_complex and isinstance(value, int) and torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
 def _recognise_window(tensor: Tensor) -> tuple | None:
-    if tensor.dim() != 2 or tensor.is_floating_point() or tensor.numel() == 0:
+    if tensor.dim() != 2 or tensor.is_floating_point() or tensor.is_complex() or tensor.numel() == 0:
         return None
     tokens = tensor.shape[0]
     # along the first row the column offset falls by one per token, except where a new window row begins

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from ..errors import RiemError
+from ..errors import RiemError, brief
 from .base import Codec, Costs, Encoded, Fitter, LiveStates, Stepper
 
 T = TypeVar('T')
@@ -84,7 +84,8 @@ def register(representation: Representation) -> Representation:
 def get_representation(name: str) -> Representation:
     """The representation of that name; :class:`RiemError` where there is none."""
     if name not in _REPRESENTATIONS:
-        raise RiemError(f'representation {name!r} is not known, expected one of {", ".join(representation_names())}')
+        known = ', '.join(representation_names())
+        raise RiemError(f'representation {brief(name)} is not known, expected one of {known}')
     return _REPRESENTATIONS[name]
 
 

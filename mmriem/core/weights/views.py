@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from ..errors import RiemError
+from ..errors import RiemError, brief
 
 LAYOUTS = ('out_first', 'in_first', 'unit_first')
 # One record costs about 70 bytes in the file (two SHA-256, name, shape, settings), and the numbers that a
@@ -56,9 +56,9 @@ class WeightView:
         if len(self.shape) < 2 or min(self.shape) < 1:
             raise RiemError(f'weight {self.name!r}: expected a shape of two or more positive sizes, found {self.shape}')
         if self.layout not in LAYOUTS:
-            raise RiemError(f'weight {self.name!r}: expected a layout among {LAYOUTS}, found {self.layout!r}')
+            raise RiemError(f'weight {self.name!r}: expected a layout among {LAYOUTS}, found {brief(self.layout)}')
         if self.groups < 1 or (self.groups > 1 and self.layout != 'in_first'):
-            raise RiemError(f'weight {self.name!r}: {self.groups} groups do not go with layout {self.layout!r}')
+            raise RiemError(f'weight {self.name!r}: {self.groups} groups do not go with layout {brief(self.layout)}')
         if self.shape[0] % self.groups:
             raise RiemError(f'weight {self.name!r}: shape {self.shape} does not split into {self.groups} groups')
         if self.layout == 'unit_first' and (self.shape[0] != 1 or len(self._rows_and_rest()) < 2):

@@ -171,6 +171,19 @@ def test_a_dead_channel_does_not_blow_up(dead):
     assert recalibrated(IMAGES).isfinite().all()
 
 
+@torch.no_grad()
+def test_statistics_beyond_float32_leave_biases_and_norms_finite():
+    reference = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    reference[0].weight[:2] *= 1e37
+    reference[1].weight[0] = 1e25
+    compressed = copy.deepcopy(reference)
+    compressed[0].weight *= 1.1
+    recalibrate(compressed, reference, ImageProbe(torch.randn(4, 3, 8, 8) * 10))
+    assert all(tensor.isfinite().all() for tensor in compressed.state_dict().values())
+    assert torch.equal(compressed[0].bias[:2], reference[0].bias[:2])
+    assert not torch.equal(compressed[0].bias[2:], reference[0].bias[2:])
+
+
 @pytest.mark.parametrize('affine', [True, False])
 def test_a_norm_whose_statistics_were_folded_into_its_factors(affine):
     """It computes the same with other numbers; afterwards it has those of the original again."""

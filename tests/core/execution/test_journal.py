@@ -41,6 +41,14 @@ def test_a_later_piece_replaces_an_earlier_one(journal):
     assert journal.get('a') == b'two' and len(journal) == 1
 
 
+def test_a_piece_that_is_there_is_not_written_again(journal):
+    journal.put('a', b'one')
+    (path,) = journal.folder.glob('*.piece')
+    before = path.stat()
+    journal.put('a', b'one')
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 @pytest.mark.parametrize('length', [0, 10, 31, 32, 40])
 def test_a_piece_that_is_cut_off_is_absent(journal, length):
     journal.put('a', b'much longer than that')
