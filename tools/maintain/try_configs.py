@@ -91,8 +91,6 @@ MOST = 3_000_000
 SOME = 12
 SAME = 1e-4
 """Largest difference of an output from states and from decoded weights, relative to the output's largest value."""
-WILD = 1e4
-"""No parameter that is initialised is larger."""
 TIES = 0.01
 """Share of the elements of an output that may be others: those of points that are suppressed by a neighbour as high."""
 CLOSE = 1e-3
@@ -226,12 +224,25 @@ def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module
 def _random_detector(config: Config) -> torch.nn.Module:
     """With what its constructor draws; what it leaves as memory was, as it is for `init_weights`, is drawn here."""
     torch.manual_seed(0)
-    model = build_detector(config)
+    with _memory_of_nan():
+        model = build_detector(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.isfinite().all() or parameter.abs().max() > WILD:
+            if not parameter.isfinite().all():
                 parameter.normal_(0.0, 0.02)
+        model.load_state_dict(dict(model.named_parameters()), strict=False)  # scales of weights that come with these
     return model
+
+
+@contextmanager
+def _memory_of_nan() -> Iterator[None]:
+    """Within, `torch.empty` gives NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _compressed(
