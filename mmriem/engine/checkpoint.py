@@ -189,11 +189,11 @@ def _versions(metadata: Any, path: str | os.PathLike) -> OrderedDict[str, dict[s
 def _what_is_wrong(name: Any, tensor: Any) -> str | None:
     """With an entry of a state_dict; None with one that is as it should be."""
     if not isinstance(name, str):
-        return f'the name {brief(name)}, which is a {type(name).__name__}; save the file again with texts'
+        return f'a name of type {type(name).__name__}, {brief(name)}; save the file again with texts'
     if isinstance(tensor, Unreadable):
         return f'as {_brief_name(name)!r} {tensor.wrong}'
     if not isinstance(tensor, Tensor):
-        return f'a {type(tensor).__name__} as {_brief_name(name)!r}; save the file again without it'
+        return f'as {_brief_name(name)!r} one of type {type(tensor).__name__}; save the file again without it'
     wrong = unreadable(tensor)
     return f'as {_brief_name(name)!r} {wrong}' if wrong else None
 
@@ -263,9 +263,14 @@ def _remedy(model: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     """What to do about names that do not fit: they may be those of the model with something before them."""
     own = {name for name in model.state_dict() if not name.endswith(DERIVABLE)}
     ends = [name[: -len(its)] for name in state_dict for its in (min(own, default=''),) if its and name.endswith(its)]
-    for prefix in sorted(filter(None, ends), key=len):
-        if sum(prefix + name in state_dict for name in own) > MOST_FIT * len(own):
-            return f'its names begin with {prefix!r}: take these with --prefix {prefix}'
+    fitting = [
+        prefix
+        for prefix in sorted(set(filter(None, ends)), key=lambda prefix: (len(prefix), prefix))
+        if sum(prefix + name in state_dict for name in own) > MOST_FIT * len(own)
+    ]
+    if fitting:
+        begin = ' or '.join(map(repr, map(_brief_name, fitting[:SHOWN_KEYS])))
+        return f'its names begin with {begin}: take these with --prefix {_brief_name(fitting[0])}'
     others = sorted({part for part in AVERAGES if any(name.startswith(part) for name in state_dict)})
     if others:
         return f'names that begin with {others[0]!r} are averages beside the weights: leave them out of the file'
@@ -294,7 +299,11 @@ def _misshapen(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, 
 
 def _kind(path: Path) -> str:
     """`zip`, `pickle` or `safetensors`, by the first bytes."""
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise RiemError(f'{path}: no such file; give the path of a checkpoint') from error
+    if not is_there:
         raise RiemError(f'{path}: no such file; give the path of a checkpoint')
     if path.is_dir():
         raise RiemError(f'{path}: expected a checkpoint file, found a folder; give the path of the file in it')

@@ -92,7 +92,7 @@ def config_path(name: str | os.PathLike) -> Path:
     package, stock, inner = os.fspath(name).partition('::')
     if not stock:
         path = Path(name).expanduser()
-        if not path.is_file():
+        if not _is_file(path):
             raise RiemError(f'{name}: no such config file; give a path, or mmdet::FOLDER/NAME.py for a stock config')
         return path
     spec = find_spec(package) if package.isidentifier() else None
@@ -106,6 +106,14 @@ def config_path(name: str | os.PathLike) -> Path:
         hint = f'did you mean {package}::{close[0]}?' if close else f'the configs of {package} are in {root}'
         raise RiemError(f'{name}: {package} ships no such config; {hint}')
     return path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def load_strictly(config: Config) -> None:

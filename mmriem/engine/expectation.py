@@ -47,7 +47,17 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """
     if report['settings'].get('states') == 'as trained':
         return _without_states(report)
-    return [expected_loss(report['totals']['predicted_error']), *_unmeasured(report)]
+    return [expected_loss(report['totals']['predicted_error']), *_unmeasured(report), *_uncorrected(report)]
+
+
+def _uncorrected(report: Mapping[str, Any]) -> list[str]:
+    """The modules for whose corrected norms and biases the file had no room."""
+    names = report['totals'].get('uncorrected', [])
+    return [f'no room for corrected norms and biases, so these stay as they were: {_few(names)}'] if names else []
+
+
+def _few(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
 def _unmeasured(report: Mapping[str, Any]) -> list[str]:
@@ -56,10 +66,9 @@ def _unmeasured(report: Mapping[str, Any]) -> list[str]:
     names = [weight['name'] for weight in fitted if weight['metric'] == 'identity']
     if not names or len(names) == len(fitted):
         return []
-    listed = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
     return [
         f'{len(names)} of {len(fitted)} weights were not reached when the detector predicted, and are taken as '
-        f'averagely sensitive: {listed}'
+        f'averagely sensitive: {_few(names)}'
     ]
 
 

@@ -152,8 +152,9 @@ class Outputs:
             )
         try:
             self.riem.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RiemError(f'{self.riem.parent}: the folder cannot be made ({error.strerror})') from error
+        except (OSError, ValueError) as error:  # ValueError for a name that no folder can have
+            reason = getattr(error, 'strerror', None) or error
+            raise RiemError(f'{self.riem.parent}: the folder cannot be made ({reason})') from error
         if not os.access(self.riem.parent, os.W_OK):
             raise RiemError(f'{self.riem.parent}: the folder cannot be written; choose another with --out')
 

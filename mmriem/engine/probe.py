@@ -418,16 +418,18 @@ def _texts(config: Config) -> dict[str, Any]:
 
 def _files(folder: str | os.PathLike, every: bool) -> list[Path]:
     """The images of a folder, or, where a step of the config's own reads them, every file."""
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):  # False for names that no folder can have
         raise RiemError(f'--images {folder}: expected a folder of images, found none of that name')
-    files = sorted(
-        path
-        for path in Path(folder).rglob('*')
-        if (every or path.suffix.lower() in SUFFIXES) and path.is_file() and not path.name.startswith('.')
-    )
+    shown = (path for path in Path(folder).rglob('*') if not _is_hidden(path.relative_to(folder)))
+    files = sorted(path for path in shown if (every or path.suffix.lower() in SUFFIXES) and path.is_file())
     if not files:
         raise RiemError(f'--images {folder}: expected images ({", ".join(sorted(SUFFIXES))}), found none')
     return files
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether it is, or lies in a folder that is, as the companions are that some systems put beside images."""
+    return any(part.startswith('.') for part in path.parts)
 
 
 def _read(path: Path, channels: int) -> np.ndarray:

@@ -277,6 +277,8 @@ def test_images_of_a_folder_must_have_the_channels_of_the_detector(tmp_path):
 
 def test_hidden_files_are_no_images(folder):
     (folder / '._b.png').write_bytes(b'of a file manager')
+    (folder / '.thumbnails').mkdir()
+    (folder / '.thumbnails' / 'b.png').write_bytes(b'of another')
     assert DetectorProbe(pipeline(dict(type='Resize', scale=(48, 32))), folder=folder).images == 5
 
 

@@ -21,8 +21,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
 from torch.utils._pytree import tree_map
 
 import mmriem.models  # noqa: F401
@@ -45,10 +47,10 @@ from mmriem.core.pipeline.settings import Settings
 from mmriem.core.weights.views import find_weights
 from mmriem.engine.checkpoint import load_into
 from mmriem.engine.compression import compress_detector
-from mmriem.engine.config import read_config
+from mmriem.engine.config import read_config, registered, scope_of
 from mmriem.engine.detector import build_detector, init_detector
 from mmriem.engine.export import RawOutputs, write_onnx
-from mmriem.engine.guard import in_one_line
+from mmriem.engine.guard import guarded, in_one_line
 from mmriem.engine.outputs import Outputs
 from mmriem.engine.pipeline import inner_test_set, input_size, pipeline_steps, resized, type_name
 from mmriem.engine.probe import probe_class
@@ -74,25 +76,25 @@ CHANNELS = {
         'cls_in_channels',
     ),
 }
-WIDTHS = {
-    **{name: {'base_channels': 64} for name in ('ResNet', 'ResNetV1d', 'Res2Net', 'TridentResNet', 'DetectoRS_ResNet')},
-    'HourglassNet': {'feat_channel': 256},
-    'SwinTransformer': {'embed_dims': 96},
-}
-"""Channels that a class has where the config does not say."""
 SHARE = 8
 """A narrowed detector has one of so many channels."""
 LEAST = 32
 """Fewer channels stay as they are: masks, boxes and classes have few."""
+FORMS = (
+    *((True, True, True), (True, True, False), (True, False, True), (True, False, False)),
+    *((False, True, False), (False, False, False)),
+)
+"""Arguments of `narrowed`, until one runs."""
+BYTES = 1
+"""Of a weight that is compressed, where the size is given, and of an element of a norm."""
+RECORD = 150
+"""Bytes that each tensor takes beside its values, at most."""
 SIDE = 256
 """Pixels of the longer side of an image."""
-MOST = 3_000_000
-"""Elements of a detector that is compressed whole; of a larger one some weights are."""
-SOME = 12
+LARGE = 100_000
+"""Elements of a weight that takes too long."""
 SAME = 1e-4
 """Largest difference of an output from states and from decoded weights, relative to the output's largest value."""
-WILD = 1e4
-"""No parameter that is initialised is larger."""
 TIES = 0.01
 """Share of the elements of an output that may be others: those of points that are suppressed by a neighbour as high."""
 CLOSE = 1e-3
@@ -102,6 +104,7 @@ COLUMNS = {
     'folder': 'folder',
     'config': 'config',
     'detector': 'detector',
+    'weights': 'weights',
     'pullback': 'default metric',
     'identity': '`--metric identity`',
     'live': 'drop-in equals live',
@@ -111,10 +114,11 @@ COLUMNS = {
 INTRODUCTION = """# Every folder of mmdet's configs
 
 One config of each folder in mmdet {version}'s wheel, with one of {share} channels where the detector can be built so,
-random weights and one small image, by `tools/maintain/try_configs.py`. *Default metric*: compressed with the metric
-of the detector's own outputs. *Drop-in equals live*: decoded weights in the stock detector and states in RieM modules
-([models.md](models.md)) give the same outputs of all heads within {same:g} of the largest. *ONNX*: what
-[deploy.md](deploy.md) describes, within {close:g} of torch in onnxruntime. A number refers to the reasons below.
+random weights and one small image, by `tools/maintain/try_configs.py`. *Weights*: how many are compressed; where there
+are many, two of each kind. *Default metric*: compressed with the metric of the detector's own outputs. *Drop-in equals
+live*: decoded weights in the stock detector and states in RieM modules ([models.md](models.md)) give the same outputs
+of all heads within {same:g} of the largest. *ONNX*: what [deploy.md](deploy.md) describes, within {close:g} of torch in
+onnxruntime. A number refers to the reasons below.
 
 """
 
@@ -131,18 +135,26 @@ def stock_configs() -> dict[str, Path]:
     return found
 
 
-def narrowed(config: Config, channels: bool = True, pixels: bool = True) -> Config:
-    """The config with a share of the channels and small images, and nothing to download."""
+def narrowed(config: Config, channels: bool = True, pixels: bool = True, defaults: bool = True) -> Config:
+    """The config with a share of the channels and small images, and nothing to download.
+
+    Args:
+        config: as it is in the wheel.
+        channels: whether there are fewer channels.
+        pixels: whether images are small.
+        defaults: whether channels that the config leaves to the classes are fewer, too.
+    """
     config = deepcopy(config)
     if channels:
-        _narrow(config._cfg_dict['model'])
+        init_default_scope(scope_of(config))
+        _narrow(config._cfg_dict['model'], defaults)
     if pixels:
         steps = resized(pipeline_steps(config), (SIDE, SIDE))
         inner_test_set(config)['pipeline'] = steps
     return config
 
 
-def _narrow(tree: Any) -> None:
+def _narrow(tree: Any, defaults: bool) -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key in CHANNELS:
@@ -152,12 +164,24 @@ def _narrow(tree: Any) -> None:
             elif key == 'widen_factor':
                 tree[key] = value / SHARE
             else:
-                _narrow(value)
-        for key, value in WIDTHS.get(type_name(tree), {}).items():
-            tree.setdefault(key, value // SHARE)
+                _narrow(value, defaults)
+        for key, value in _default_channels(tree.get('type')).items() if defaults else ():
+            tree.setdefault(key, _share(value))
     elif isinstance(tree, (list, tuple)):
         for value in tree:
-            _narrow(value)
+            _narrow(value, defaults)
+
+
+def _default_channels(kind: Any) -> dict[str, int]:
+    """Channels that a class has where the config does not say."""
+    with suppress(Exception):  # what is not registered is told when it is built
+        kind = registered(MODELS, kind)
+    found: dict[str, int] = {}
+    for each in getattr(kind, '__mro__', ())[::-1]:
+        for name, what in signature(each.__init__).parameters.items() if each is not object else ():
+            if name in CHANNELS:
+                found[name] = what.default
+    return {name: value for name, value in found.items() if isinstance(value, int) and value >= LEAST}
 
 
 def _share(value: Any) -> Any:
@@ -178,12 +202,12 @@ def trial(path: Path, work: Path, checks: Callable[..., None] | None = None) -> 
     torch.save({'state_dict': state, 'meta': {}}, checkpoint)
     config.dump(written)
     weights = find_weights(model)
-    settings = dict.fromkeys(('identity', 'pullback'), Settings.of(bits=6.0))
-    if sum(tensor.numel() for tensor in state.values()) > MOST:
-        small = sorted(weights, key=lambda view: (state[view.name].numel(), view.name))
-        include = tuple(view.name for view in small[:: max(1, len(small) // (2 * SOME))][:SOME])
-        settings = {'pullback': Settings.of(tolerance=0.1, include=include)}  # what stays dense has no part in that
-        row['identity'] = 'not tried: large'
+    include = of_each_kind({view.name: state[view.name].numel() for view in weights})
+    row['weights'] = f'{len(include)} of {len(weights)}'
+    settings = {
+        'identity': Settings.of(size=_size(state, include), include=include),
+        'pullback': Settings.of(tolerance=0.1, include=include),
+    }
     for metric, chosen in settings.items():
         outputs = Outputs.named(work / f'{metric}.riem', str(written), str(checkpoint))
         images = {'image_count': 1} if metric == 'pullback' else {}
@@ -197,12 +221,30 @@ def trial(path: Path, work: Path, checks: Callable[..., None] | None = None) -> 
     return {**row, **{name: _said(check, outputs) for name, check in (checks or {}).items()}}
 
 
+def of_each_kind(elements: dict[str, int]) -> tuple[str, ...]:
+    """The smallest and the last weight of each kind, without large ones; a kind has names that differ by numbers."""
+    kinds: dict[str, list[str]] = {}
+    for name, numel in elements.items():
+        if numel <= LARGE:
+            kinds.setdefault(re.sub(r'\d+', '#', name), []).append(name)
+    return tuple(
+        name for names in kinds.values() for name in dict.fromkeys((min(names, key=elements.__getitem__), names[-1]))
+    )
+
+
+def _size(state: dict[str, torch.Tensor], include: tuple[str, ...]) -> int:
+    """Bytes of a file that holds these weights in a byte each, and others as they are."""
+    small = sum(x.numel() for name, x in state.items() if name in include or x.dim() < 2)
+    large = sum(x.numel() for name, x in state.items() if name not in include and x.dim() > 1)
+    return BYTES * small + 4 * large + RECORD * len(state)
+
+
 def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module | None]:
     """The narrowest form of a config whose detector can be built and run, and the detector."""
     failure, config = '', None
-    for channels, pixels in ((True, True), (True, False), (False, True), (False, False)):
+    for channels, pixels, defaults in FORMS:
         try:
-            config = narrowed(read_config(path), channels, pixels)
+            config = narrowed(read_config(path), channels, pixels, defaults)
             model = _random_detector(config)
             model.eval()
             with torch.no_grad():
@@ -226,12 +268,25 @@ def _that_runs(path: Path, row: dict[str, str]) -> tuple[Config, torch.nn.Module
 def _random_detector(config: Config) -> torch.nn.Module:
     """With what its constructor draws; what it leaves as memory was, as it is for `init_weights`, is drawn here."""
     torch.manual_seed(0)
-    model = build_detector(config)
+    with _memory_of_nan():
+        model = build_detector(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.isfinite().all() or parameter.abs().max() > WILD:
+            if not parameter.isfinite().all():
                 parameter.normal_(0.0, 0.02)
+        model.load_state_dict(dict(model.named_parameters()), strict=False)  # scales of weights that come with these
     return model
+
+
+@contextmanager
+def _memory_of_nan() -> Iterator[None]:
+    """Within, `torch.empty` gives NaN."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _compressed(
@@ -259,20 +314,25 @@ def _live(outputs: Outputs) -> str:
     try:
         with _outermost_calls(stock) as calls:
             probe_class(stock)(config, 1).run(stock, 0, 1)
-    except RiemError:  # then the weights tell
+        pairs = _outputs_of_parts(live, calls)
+    except (RiemError, LookupError):  # it cannot run, or a part needs what another has left: then the weights tell
         pairs = list(zip(_decoded(live), _decoded(stock)))
-    else:
-        pairs = []
-        for name, arguments, options, wanted in calls:
-            found = list(float_tensors(live.get_submodule(name)(*arguments, **options)))
-            if [value.shape for value in found] != [value.shape for value in wanted]:
-                raise RiemError(f'shapes of the outputs of {name} differ')
-            pairs += zip(found, wanted)
     for found, wanted in pairs:
-        near = (found - wanted).abs() <= SAME * wanted.abs().max()
+        near = torch.isclose(found, wanted, rtol=0.0, atol=SAME * float(wanted.nan_to_num(0.0, 0.0, 0.0).abs().max()), equal_nan=True)
         if near.float().mean() < 1 - TIES:
             raise RiemError(f'outputs differ by {_apart(found, wanted):.1g}')
     return 'yes'
+
+
+def _outputs_of_parts(live: torch.nn.Module, calls: list[tuple]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Outputs of the parts of a detector, each beside that of the call, on the arguments of the call."""
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for name, arguments, options, wanted in calls:
+        found = list(float_tensors(live.get_submodule(name)(*arguments, **options)))
+        if [value.shape for value in found] != [value.shape for value in wanted]:
+            raise AssertionError(f'shapes of the outputs of {name} differ')
+        pairs += zip(found, wanted)
+    return pairs
 
 
 @contextmanager
@@ -353,7 +413,7 @@ def tta(outputs: Outputs) -> str:
     picture = outputs.riem.with_suffix('.png')
     cv2.imwrite(str(picture), procedural_images(1, SIDE, SIDE)[0].permute(1, 2, 0).numpy())
     sample = {'img_path': str(picture), 'img_id': 0, 'instances': [], 'height': SIDE, 'width': SIDE}
-    with torch.no_grad():
+    with torch.no_grad(), guarded(model, 'predict on an image and its mirror image', remedy='evaluate without --tta'):
         (found,) = model.test_step(pseudo_collate([Compose(config.tta_pipeline)(sample)]))
     return 'yes' if found.pred_instances.bboxes.shape[1] == 4 else 'no boxes'
 
@@ -405,7 +465,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
     def cell(row: dict[str, str], key: str) -> str:
         told = row.get(key) or row.get('why') or 'not tried'
-        if key in ('folder', 'config', 'detector') or told.startswith(('yes', 'not tried')):
+        if key in ('folder', 'config', 'detector', 'weights') or told.startswith(('yes', 'not tried')):
             return told
         reason = _general(told)
         if reason not in reasons:

@@ -128,7 +128,11 @@ def _add_batch(
         )
     if outputs:
         try:
-            _random_projection(outputs, batch, seed).backward()
+            projection = _random_projection(outputs, batch, seed)
+        except RiemError as error:
+            raise RiemError(f'{type(model).__name__}: {error}, or {probe.without_metric}') from error
+        try:
+            projection.backward()
         except RuntimeError as error:  # values that it needs were changed, or a function has no derivative
             reason = ' '.join(str(error).split())
             raise RiemError(

@@ -25,6 +25,7 @@ from .job import Job, trainable
 from .measure import Metrics, measure
 from .progress import OnLayer, OnProgress, WorkLog
 from .report import compression_report
+from .room import require_room
 from .settings import Settings
 from .solve import Solution, solve_planned, unpack
 from .solve_steps import Problems, solve_steps
@@ -109,6 +110,7 @@ def compress(
         journal=journal,
         most_error=most_error,
     )
+    require_room(prepared.job, prepared.frame)
     metrics = measure(prepared.job, probe, prepared.log)
     solution = solve(prepared, metrics)
     return complete(prepared, metrics, solution, probe)
@@ -155,6 +157,7 @@ def prepare(
 def solve(prepared: Prepared, metrics: Metrics, problems: Problems | None = None) -> Solution:
     """States for each weight within the budget; ``problems`` that are factored already are not factored again."""
     job, frame, log = prepared.job, prepared.frame, prepared.log
+    require_room(job, frame)
     if not job.settings.fit.kind.stepper:
         return solve_planned(job, metrics, frame, log)
     return solve_steps(job, metrics, frame, log, problems or Problems(job, metrics, log))
@@ -173,10 +176,10 @@ def complete(
     corrected = correct(job, weights, probe, log, original)
     with log.timed('archive'):
         rate = average_bits(weights, job.views, job.state_dict)
-        archive = archive_within(frame, weights, corrected.state_dict, rate, solution.limit)
-    report = compression_report(archive, job, metrics, solution, corrected.tuned, log)
+        fitting = archive_within(frame, weights, corrected.state_dict, job.state_dict, rate, solution.limit)
+    report = compression_report(fitting, job, metrics, solution, corrected.tuned, log)
     report['totals']['wall_seconds'] = time.perf_counter() - prepared.started
-    return Compressed(archive, report)
+    return Compressed(fitting.archive, report)
 
 
 def with_defaults(settings: Settings, model: nn.Module, probe: Probe | None) -> Settings:

@@ -12,7 +12,7 @@ from ..file.manifest import Source
 from ..representations.base import Codec
 from ..weights.soundness import require_sound
 from ..weights.views import every_weight
-from .archiving import Frame, archive_within
+from .archiving import Frame
 from .compress import Compressed
 from .encoded_weight import EncodedWeight, average_bits
 from .report import archive_report
@@ -37,7 +37,7 @@ def reencode(
     weights = {
         view.name: EncodedWeight.whole(view, state_dict[view.name], kept[view.name], None, 0.0) for view in views
     }
-    archive = archive_within(frame, weights, state_dict, average_bits(weights, views, state_dict))
+    archive = frame.archive(weights, state_dict, average_bits(weights, views, state_dict))
     report = archive_report(archive, model, views, weights)
     for entry in report['weights']:
         entry.update(metric='identity', seconds=0.0)

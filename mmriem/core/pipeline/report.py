@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..file.archive import Archive
 from ..weights.views import WeightView, every_weight
+from .archiving import Fitting
 from .encoded_weight import EncodedWeight, EncodedWeights
 from .job import Job, numel
 from .measure import Metrics
@@ -42,6 +43,7 @@ def archive_report(
             'other_elements': elements - represented,
             'scale': None,
             'tuning': None,
+            'uncorrected': [],
             'predicted_error': None,
             'seconds': 0.0,
             'stages': {},
@@ -53,15 +55,16 @@ def archive_report(
 
 
 def compression_report(
-    archive: Archive, job: Job, metrics: Metrics, solution: Solution, tuned: Any, log: WorkLog
+    fitting: Fitting, job: Job, metrics: Metrics, solution: Solution, tuned: Any, log: WorkLog
 ) -> dict[str, Any]:
     """All of :func:`archive_report`, and how it came about."""
-    report = archive_report(archive, job.model, job.views, solution.weights)
+    report = archive_report(fitting.archive, job.model, job.views, solution.weights)
     for entry in report['weights']:
         entry.update(_work(entry['name'], metrics.sources, job.costs, log))
     report['totals'].update(
         scale=solution.scale,
         tuning=None if tuned is None else {**vars(tuned), 'kept': tuned.kept},
+        uncorrected=list(fitting.uncorrected),
         predicted_error=_predicted_error(solution.weights, metrics.sources),
         seconds=sum(entry['seconds'] for entry in report['weights']),
         stages={stage: round(seconds, 3) for stage, seconds in log.stage_seconds.items()},

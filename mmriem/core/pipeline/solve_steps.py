@@ -36,6 +36,8 @@ DEFAULT_TUNED_ERROR = 0.08
 """Second of ``DEFAULT_ERRORS`` where norms and biases are trained afterwards, which takes part of the error back."""
 DEFAULT_SIZE = 1 / 17
 """Size of a file over the fp32 weights that is aimed at where no budget is given, see ``DEFAULT_ERRORS``."""
+SIZINGS = 4
+"""Files that are written until what the records take is known."""
 HOPE = 0.95
 """Share of the largest accepted error at which a size is proposed, so that a file of that size is accepted itself."""
 
@@ -246,14 +248,13 @@ class _Search:
         def measure(weights: EncodedWeights) -> float:
             return sum(_cost(view, weights[view.name]) for view in job.views) + rest + excess
 
-        for _ in range(4):  # what the records take is known once they are written
+        for _ in range(SIZINGS):  # what the records take is known once they are written
             if wanted <= rest + excess:
-                raise RiemError(
-                    f'budget: expected room for the {(rest + excess) / 8:.0f} bytes of what stays dense and of the '
-                    f'records, found {wanted / 8:.0f} bytes for the whole file; ask for a larger '
-                    'ratio or more bits, or compress more of the weights'
-                )
-            scale, weights = search(self._solve, measure, wanted, start)
+                break
+            try:
+                scale, weights = search(self._solve, measure, wanted, start)
+            except RiemError:  # they take less where weights are coarser
+                break
             written = self._file_bits(weights)
             if written <= wanted:
                 found = _Found(scale, weights, wanted)
@@ -261,9 +262,21 @@ class _Search:
                     break
             excess += written - measure(weights)
             start = scale
-        if found is None:
-            raise RiemError(f'budget: expected a file of {wanted / 8:.0f} bytes, found none of a step; ask for more')
-        return found
+        return found or self._for_written(wanted, start)
+
+    def _for_written(self, wanted: float, start: float) -> _Found:
+        """As `_for_bits`, by files that are written in each turn of the search.
+
+        Raises:
+            RiemError: no step gives so small a file.
+        """
+        try:
+            return _Found(*search(self._solve, self._file_bits, wanted, start), wanted)
+        except RiemError as error:
+            raise RiemError(
+                f'budget: expected a file of {wanted / 8:.0f} bytes, found none of a step; ask for a larger ratio or '
+                'more bits, or compress more of the weights'
+            ) from error
 
     def predicted_error(self, weights: EncodedWeights) -> float:
         """Relative error of the outputs that the distortions of all weights with a metric add up to."""
