@@ -59,6 +59,7 @@ class CompressedWeight(HeldWeight):
         self.view, self.in_bands = view, in_bands
         self.decoded = decoded
         self.stored: Stored | None = None
+        self._is_draft = False
         self.place = nn.Parameter(start.new_empty(0), requires_grad=False)
         self.register_buffer('dense', start.detach(), persistent=False)
 
@@ -70,7 +71,8 @@ class CompressedWeight(HeldWeight):
         """
         if self.stored is not None and self.in_bands:
             return UnmadeWeight(self, self.view.shape, self.place.dtype, self.place.device)
-        self._require_eval()
+        if not self._is_draft:
+            self._require_eval()
         return self.made()
 
     def made(self) -> Tensor:
@@ -132,6 +134,15 @@ class CompressedWeight(HeldWeight):
     @property
     def is_trained(self) -> bool:
         return True
+
+    def begin_draft(self) -> bool:
+        """Initialisers may write to a weight until a file is loaded; a payload stays as it is."""
+        begins = self.stored is None and not self._is_draft
+        self._is_draft |= begins
+        return begins
+
+    def end_draft(self) -> None:
+        self._is_draft = False
 
     def extra_repr(self) -> str:
         """Shown when the model is printed."""
@@ -226,7 +237,8 @@ def make_compressed(
         model: any module. A call of it is one run: weights that were decoded are let go when it returns.
         cache: the most that decoded weights may take within a run, ``'32MB'`` or a number of bytes.
         include, exclude: glob patterns on state-dict keys.
-        views: the weights, in place of patterns; those that the model does not have as parameters are left out.
+        views: the weights, in place of patterns; those that the model does not have as parameters of that shape are
+            left out.
 
     Returns:
         Keys of the weights that were replaced.
@@ -242,6 +254,8 @@ def make_compressed(
         if not places or any(isinstance(place.module, nn.RNNBase) for place in places):  # which keeps its parameters
             continue
         start = getattr(places[0].module, places[0].attribute)
+        if tuple(start.shape) != view.shape:  # whoever loads the file says so
+            continue
         in_bands = all(place.attribute == 'weight' and isinstance(place.module, APPLIED) for place in places)
         held = CompressedWeight(view, start, decoded, in_bands)
         for place in places:

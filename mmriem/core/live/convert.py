@@ -51,7 +51,7 @@ def writable_weights(model: nn.Module) -> Iterator[None]:
     A weight that was written to gets fresh states of the same mean and spread at the end; elsewhere a write
     to a regenerated weight is lost. States that are loaded within stay.
     """
-    found = [module for module in model.modules() if isinstance(module, WeightStates)]
+    found = [module for module in model.modules() if isinstance(module, HeldWeight)]
     drafted = [states for states in found if states.begin_draft()]
     try:
         yield

@@ -42,6 +42,13 @@ class HeldWeight(nn.Module):
     def is_trained(self) -> bool:
         """Whether the weight is to have gradients once it is an ordinary parameter."""
 
+    def begin_draft(self) -> bool:
+        """From now on give out one dense weight that may be written to; False where that is so, or cannot be."""
+        return False
+
+    def end_draft(self) -> None:
+        """Hold what was written."""
+
     def draft(self) -> Tensor | None:
         """The weight while writes to it count; None otherwise."""
         return None
