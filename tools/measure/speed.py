@@ -6,9 +6,9 @@ Weights are random ones unless --checkpoints gives a file for each config. Write
 detector, the share of each stage of compression, the seconds of each size of weight; seconds of an image with dense,
 live and compressed weights, in turns; and memory, each figure from a new process.
 
-Memory of weights is the growth of what the process has resident from the built network, whose parameters are not yet
-written to, to the loaded one. The peak is that of the whole process, after two images. The seconds to the first detection
-begin with building the network and end with the boxes of an image; imports are done.
+Memory of weights is the growth of what the process has resident, from the built network, whose parameters are not
+written to yet, to the loaded one. The peak is that of the whole process, after two images. The seconds to the first
+detection begin with building the network and end with the boxes of an image; imports are done.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--small', type=int, nargs=2, default=(416, 416), metavar='N', help='of a smaller image')
     parser.add_argument('--repeats', type=int, default=5, help='of each measurement; the table has the median')
     parser.add_argument('--out', help='NAME of NAME.md and NAME.csv')
+    parser.add_argument('--held', action='store_true', help='leave out the seconds of loading in all its forms')
     parser.add_argument('--child', help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -173,7 +175,7 @@ def loading(pth: Path, riem: Path, repeats: int) -> Row:
 
 
 def filled(model: nn.Module, riem: Path, names: Sequence[str], way: str) -> nn.Module:
-    """The model with the weights of a file, held in one of :data:`WAYS`; ``names`` are those that the file compresses."""
+    """The model with the weights of a file, held in one of :data:`WAYS`; the file compresses those of ``names``."""
     if way == 'compressed':
         state_dict: Mapping[str, Any] = load_compressed(model, reading.read(riem, parse=False))
     else:
@@ -208,9 +210,9 @@ def inference(config: Config, riem: Path, names: Sequence[str], args: argparse.N
         for threads in sorted({1, args.threads}, reverse=True):
             torch.set_num_threads(threads)
             look(models['dense'], shape)
-            begun = {way: seconds(lambda: look(models[way], shape), 1) for way in WAYS[1:]}
+            begun = {way: seconds(partial(look, models[way], shape), 1) for way in WAYS[1:]}
             first = first or begun['live']
-            turns = [{way: timed(lambda: look(models[way], shape)) for way in WAYS} for _ in range(args.repeats)]
+            turns = [{way: timed(partial(look, models[way], shape)) for way in WAYS} for _ in range(args.repeats)]
             rows.append(
                 {
                     'image': f'{shape[0]}x{shape[1]}',
@@ -255,6 +257,9 @@ def memory_here(name: str, riem: str, names: Sequence[str], way: str, shape: Seq
     built = time.perf_counter()
     release_memory()
     before = resident('VmRSS')
+    if way == 'live':  # which makes states of the weights that there are
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
     loading = time.perf_counter()
     model = filled(model, Path(riem), names, way)
     loaded = time.perf_counter()
@@ -290,13 +295,14 @@ def measure(name: str, checkpoint: str | None, args: argparse.Namespace, folder:
     looked, images = inference(config, outputs.riem, names, args)
     config.dump(folder / f'{short}.py')
     row = {
+        **dict.fromkeys(SPEED_COLUMNS),
         'network': short,
         'weights': totals['weights'],
         'elements': totals['represented_elements'],
         'bytes': totals['bytes'],
         'encode s': totals['wall_seconds'],
         'encode us/element': 1e6 * totals['wall_seconds'] / max(1, totals['represented_elements']),
-        **loading(pth, outputs.riem, args.repeats),
+        **({} if args.held else loading(pth, outputs.riem, args.repeats)),
         **looked,
     }
     stages = [{'network': short, **totals['stages']}]
