@@ -107,6 +107,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--small', type=int, nargs=2, default=(416, 416), metavar='N', help='of a smaller image')
     parser.add_argument('--repeats', type=int, default=5, help='of each measurement; the table has the median')
     parser.add_argument('--out', help='NAME of NAME.md and NAME.csv')
+    parser.add_argument('--ways', nargs='+', choices=WAYS, default=WAYS, help='how weights are held (default: all)')
     parser.add_argument('--held', action='store_true', help='leave out the seconds of loading in all its forms')
     parser.add_argument('--child', help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -204,28 +205,34 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
 
 def inference(config: Config, riem: Path, names: Sequence[str], args: argparse.Namespace) -> tuple[Row, list[Row]]:
     """Seconds of an image in each way, all ways in turns: those of the first row, and of sizes and threads."""
-    models = {way: filled(build_detector(config), riem, names, way) for way in WAYS}
+    models = {way: filled(build_detector(config), riem, names, way) for way in args.ways}
     rows, first = [], None
     for shape in dict.fromkeys((tuple(args.shape), tuple(args.small))):
         for threads in sorted({1, args.threads}, reverse=True):
             torch.set_num_threads(threads)
-            look(models['dense'], shape)
-            begun = {way: seconds(partial(look, models[way], shape), 1) for way in WAYS[1:]}
-            first = first or begun['live']
-            turns = [{way: timed(partial(look, models[way], shape)) for way in WAYS} for _ in range(args.repeats)]
+            begun = {way: seconds(partial(look, model, shape), 1) for way, model in models.items()}
+            first = first or begun.get('live')
+            turns = [{way: timed(partial(look, models[way], shape)) for way in models} for _ in range(args.repeats)]
             rows.append(
                 {
                     'image': f'{shape[0]}x{shape[1]}',
                     'threads': threads,
-                    **{f'{way} s/image': statistics.median(turn[way][0] for turn in turns) for way in WAYS},
-                    **{
-                        key: statistics.median(turn['compressed'][number] / turn['dense'][number] for turn in turns)
-                        for number, key in enumerate(('compressed / dense', 'compressed / dense, CPU'))
-                    },
+                    **{f'{way} s/image': statistics.median(turn[way][0] for turn in turns) for way in models},
+                    **quotients(turns),
                 }
             )
     torch.set_num_threads(args.threads)
+    rows = [{**dict.fromkeys(IMAGES), **row} for row in rows]
     return {**{key: rows[0][key] for key in ('dense s/image', 'live s/image')}, 'live, first s': first}, rows
+
+
+def quotients(turns: Sequence[Mapping[str, tuple[float, float]]]) -> Row:
+    """Medians of the seconds with compressed weights over those with dense ones in the same turn."""
+    if not {'dense', 'compressed'} <= set(turns[0]):
+        return {}
+    pairs = [(turn['compressed'], turn['dense']) for turn in turns]
+    wall, cpu = (statistics.median(one[at] / other[at] for one, other in pairs) for at in (0, 1))
+    return {'compressed / dense': wall, 'compressed / dense, CPU': cpu}
 
 
 def memory(config: Path, riem: Path, names: Sequence[str], args: argparse.Namespace) -> list[Row]:
@@ -234,7 +241,7 @@ def memory(config: Path, riem: Path, names: Sequence[str], args: argparse.Namesp
         return []
     rows = []
     for shape in dict.fromkeys((tuple(args.shape), tuple(args.small))):
-        for way in WAYS:
+        for way in args.ways:
             job = json.dumps([str(config), str(riem), list(names), way, list(shape), args.threads])
             done = subprocess.run(
                 [sys.executable, __file__, '--child', job], capture_output=True, text=True, check=False
@@ -307,7 +314,7 @@ def measure(name: str, checkpoint: str | None, args: argparse.Namespace, folder:
     }
     stages = [{'network': short, **totals['stages']}]
     parts = (images, memory(folder / f'{short}.py', outputs.riem, names, args))
-    return row, [stages, sizes(short, weights), *([{'network': short, **part} for part in rows] for rows in parts)]
+    return row, [stages, sizes(short, weights), *([{**part, 'network': short} for part in rows] for rows in parts)]
 
 
 def sizes(network: str, weights: Sequence[Mapping[str, Any]]) -> list[Row]:
