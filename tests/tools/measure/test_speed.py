@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture
 def benchmark_speed(call_here, tools, tiny_config):
     """Run the tool on the tiny detector, with a small image."""
-    fixed = ['--metric', 'identity', '--threads', '1', '--shape', '64', '96', '--small', '64', '64', '--repeats', '1']
+    fixed = ['--metric', 'identity', '--threads', '1', '--shape', '64', '96', '--small', '64', '96', '--repeats', '1']
     return lambda *arguments: call_here(tools / 'measure' / 'speed.py', tiny_config, *fixed, *arguments)
 
 
@@ -23,10 +23,10 @@ def test_a_row_for_each_network_and_its_stages(benchmark_speed, tiny_config, tmp
     shares = [int(cell.strip(' %')) for cell in tables[1].splitlines()[-1].split('|')[2:-1]]
     assert 95 <= sum(shares) <= 105
     images, memory = (rows_of(table) for table in tables[3:5])
-    assert [row['image'] for row in images] == ['64x96', '64x64']
-    assert all(float(row[f'{way} s/image']) > 0 for row in images for way in ('dense', 'live', 'compressed'))
+    assert [row['image'] for row in images] == ['64x96']
     ways = ['dense', 'live', 'compressed']
-    assert [(row['image'], row['weights are']) for row in memory] == [(x, y) for x in ('64x96', '64x64') for y in ways]
+    assert all(float(images[0][f'{way} s/image']) > 0 for way in ways)
+    assert [(row['image'], row['weights are']) for row in memory] == [('64x96', way) for way in ways]
     assert all(float(row['peak MB']) > 50 and float(row['first detection s']) > 0 for row in memory)
     assert 'measure/speed.py' in tables[5]
 
@@ -38,7 +38,7 @@ def rows_of(table):
 
 
 def test_seconds_of_loading_can_be_left_out(benchmark_speed, tmp_path):
-    assert benchmark_speed('--held', '--out', 'out/held') is None
+    assert benchmark_speed('--held', '--ways', 'dense', '--out', 'out/held') is None
     (row,) = csv.DictReader((tmp_path / 'out' / 'held.csv').open())
     assert row['load s'] == row['read s'] == '' and float(row['dense s/image']) > 0
 
