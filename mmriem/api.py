@@ -16,6 +16,8 @@ from .core.file import reading, writing
 from .core.file.manifest import Source
 from .core.images.probe import ImageProbe, Probe
 from .core.images.synthesis import synthesis_share
+from .core.live.compressed import MEMORY, load_compressed
+from .core.live.decoded import CACHE
 from .core.pipeline import compress as pipeline
 from .core.pipeline.compress import Compressed
 from .core.pipeline.progress import OnProgress
@@ -118,20 +120,27 @@ def save(compressed: Compressed, path: str | os.PathLike, *, force: bool = False
     return writing.write(path, compressed.archive, force=force)
 
 
-def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
+def load(model: nn.Module, path: str | os.PathLike, *, memory: str = 'dense', cache: str | int = CACHE) -> nn.Module:
     """Fill a network of the same architecture with the weights of a `.riem` file; returns it.
 
     Args:
         model: the network, with any weights.
         path: the file, which is checked whole before the model is changed.
+        memory: `dense`, or `compressed`: weights stay as they are in the file, and are decoded in bands as they are
+            applied. Such a network runs, in eval mode, and is not trained.
+        cache: with `compressed`, the most that decoded weights may take while the network runs, such as `'32MB'`.
 
     Raises:
-        RiemError: the file is missing or damaged, or is of another network.
+        RiemError: the file is missing or damaged, or is of another network; or the network holds states or compressed
+            weights already where it is to hold them compressed.
     """
     _require_module('load', model)
     _require_path('load', path)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(reading.read(path, shapes).decode())
+    if memory not in MEMORY:
+        raise RiemError(f'memory: expected one of {", ".join(MEMORY)}, found {memory!r}')
+    archive = reading.read(path, shapes, parse=memory == 'dense')
+    model.load_state_dict(archive.decode() if memory == 'dense' else load_compressed(model, archive, cache))
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -11,14 +12,21 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.core.file import reading
+from mmriem.core.live.blank import BlankParameters
+from mmriem.core.live.compressed import MEMORY, load_compressed
+from mmriem.core.live.convert import make_dense
+from mmriem.core.live.decoded import CACHE
+from mmriem.stock import with_tuples
 
 from .checkpoint import load_into, read_checkpoint
 from .config import read_config, registered, scope_of
 from .guard import in_one_line
 from .pipeline import inner_test_set
+from .remote import local_path
 from .scheme import load_from_riem
 
 __all__ = ['build_detector', 'dataset_meta', 'init_detector', 'metainfo_of', 'with_teachers']
@@ -72,7 +80,13 @@ def with_teachers(config: Config) -> Config:
 
 
 def init_detector(
-    config: Config, checkpoint: str | os.PathLike, *, device: str = 'cpu', trust: bool = False
+    config: Config,
+    checkpoint: str | os.PathLike,
+    *,
+    device: str = 'cpu',
+    trust: bool = False,
+    memory: str = 'dense',
+    cache: str | int = CACHE,
 ) -> nn.Module:
     """A detector that is ready for `mmdet.apis.inference_detector`, as mmdet's own `init_detector` gives it.
 
@@ -83,17 +97,44 @@ def init_detector(
         checkpoint: a `.riem` or `.pth` file, or its http(s) address.
         device: where the detector goes.
         trust: see `mmriem.engine.checkpoint.read_checkpoint`.
+        memory: `dense`, or `compressed`: weights stay in memory as they are in the `.riem` file, and are decoded in
+            bands as they are applied; RieM modules of the config are ordinary ones then.
+        cache: with `compressed`, the most that decoded weights may take while the detector runs, such as `'32MB'`.
 
     Raises:
-        RiemError: the checkpoint cannot be read, or does not fit the config.
+        RiemError: the checkpoint cannot be read, does not fit the config, or is not one that can stay compressed.
     """
-    if os.fspath(checkpoint).endswith('.riem'):
+    if memory not in MEMORY:
+        raise RiemError(f'memory: expected one of {", ".join(MEMORY)}, found {memory!r}')
+    is_riem = os.fspath(checkpoint).endswith('.riem')
+    if memory != 'dense':
+        if not is_riem:
+            raise RiemError(
+                f"{checkpoint}: expected a .riem file for memory='compressed', found another name; compress it first"
+            )
+        archive = reading.read(local_path(os.fspath(checkpoint)), parse=False)
+        with BlankParameters():
+            model = build_detector(config)
+        make_dense(model)
+        state_dict, told = load_compressed(model, archive, cache), with_tuples(archive.dataset_meta)
+        return _ready(model, state_dict, checkpoint, config, told, device)
+    if is_riem:
         loaded = load_from_riem(os.fspath(checkpoint))
         state_dict, told = loaded['state_dict'], loaded['meta']['dataset_meta']
     else:
         read = read_checkpoint(checkpoint, trust=trust)
         state_dict, told = read.state_dict, read.dataset_meta
-    model = build_detector(config)
+    return _ready(build_detector(config), state_dict, checkpoint, config, told, device)
+
+
+def _ready(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    checkpoint: str | os.PathLike,
+    config: Config,
+    told: dict[str, Any],
+    device: str,
+) -> nn.Module:
     load_into(model, state_dict, checkpoint)
     model.dataset_meta = dataset_meta(config, told)  # type: ignore[assignment]  # no tensor, no module
     model.cfg = config

@@ -11,18 +11,23 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
-from torch import nn
+from torch import Tensor, nn
 
 from mmriem.core.errors import RiemError
+from mmriem.core.file import reading
+from mmriem.core.live.compressed import MEMORY, make_compressed, undecoded
 from mmriem.core.live.convert import make_live, writable_weights
 from mmriem.core.live.fit_on_load import Unfitted, find_unfitted, fit_all
 from mmriem.core.live.layers import WEIGHT_OPTIONS
 from mmriem.engine.checkpoint import load_into, state_dict_of
 from mmriem.engine.progress import show_progress
+from mmriem.engine.remote import local_path
 
 __all__ = ['RieMModule', 'riem_class']
 
 OPTIONS = (*WEIGHT_OPTIONS, 'include', 'exclude')
+COMPRESSED_OPTIONS = ('cache', 'include', 'exclude')
+"""Options that go with weights that stay compressed in memory."""
 
 
 if TYPE_CHECKING:
@@ -43,7 +48,9 @@ class RieMModule(_Mixed):
             `checkpoint`, states are loaded when the module is built, from the keys of that file that begin
             with `prefix`; else, as of any model, by `load_from` or `init_cfg`. Distributed training from a
             `.riem` file of `sigmoid` or `bilinear` states needs it: their number comes from the file and must
-            be known before the model is wrapped.
+            be known before the model is wrapped. With `memory='compressed'` the module holds the payloads of a
+            `.riem` file, and decodes them as it runs; only `cache`, `include`, `exclude`, `checkpoint` and `prefix` go
+            with that.
         *args, **kwargs: of the stock module.
 
     Raises:
@@ -56,13 +63,18 @@ class RieMModule(_Mixed):
         super().__init__(*args, **kwargs)
         options = dict(riem or {})
         checkpoint, prefix = options.pop('checkpoint', None), options.pop('prefix', '')
-        if unknown := [key for key in options if key not in OPTIONS]:
-            known = ', '.join((*OPTIONS, 'checkpoint', 'prefix'))
+        memory = options.pop('memory', 'dense')
+        if memory not in MEMORY:
+            raise RiemError(f'riem: expected a memory among {", ".join(MEMORY)}, found {memory!r}')
+        allowed = OPTIONS if memory == 'dense' else COMPRESSED_OPTIONS
+        if unknown := [key for key in options if key not in allowed]:
+            known = ', '.join((*allowed, 'checkpoint', 'prefix', 'memory'))
             raise RiemError(f'riem: expected keys among {known}, found {", ".join(unknown)}')
         own = [name for name, _ in self.named_parameters(recurse=False)]
-        make_live(self, **{**options, 'exclude': (*options.get('exclude', ()), *own)})
+        make = make_live if memory == 'dense' else make_compressed
+        make(self, **{**options, 'exclude': (*options.get('exclude', ()), *own)})
         if checkpoint is not None:
-            _load(self, checkpoint, prefix)
+            _load(self, checkpoint, prefix, memory)
 
     def init_weights(self) -> None:
         """As the stock module does, on weights that it may write to; nothing where it does nothing."""
@@ -124,9 +136,12 @@ def _fit(unfitted: list[Unfitted], where: str) -> None:
         fit_all(unfitted, threads, on_progress)
 
 
-def _load(module: nn.Module, checkpoint: str, prefix: str) -> None:
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
-    tensors = state_dict_of(loaded, checkpoint)
+def _load(module: nn.Module, checkpoint: str, prefix: str, memory: str) -> None:
+    if memory != 'dense' and checkpoint.endswith('.riem'):
+        tensors: Mapping[str, Tensor] = undecoded(reading.read(local_path(checkpoint), parse=False))
+    else:
+        loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+        tensors = state_dict_of(loaded, checkpoint)
     part = OrderedDict((key[len(prefix) :], x) for key, x in tensors.items() if key.startswith(prefix))
     if not part:
         found = ', '.join(sorted({key.partition('.')[0] for key in tensors}))

@@ -22,6 +22,7 @@ from mmriem.core.live.states import WeightStates
 from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.compression import compress_detector
 from mmriem.engine.detector import build_detector
+from mmriem.engine.detector import init_detector as init_compressed
 from mmriem.engine.outputs import Outputs
 
 ROOT = Path(__file__).parents[2]
@@ -200,8 +201,11 @@ def test_drop_in_and_live_compute_the_same(detector, tmp_path):
     held = {name.replace('.riem.', '.') for name, module in states.named_modules() if isinstance(module, WeightStates)}
     parts = [part for part in ('backbone', 'neck') if 'riem' in live.model.get(part, {})]
     assert held >= {name for name in represented if name.split('.')[0] in parts} and parts[0] == 'backbone'
-    found, expected, original = outputs(states), outputs(dense), outputs(model)
-    assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    compressed = init_compressed(drop_in, written.riem, memory='compressed')
+    assert {name for name, _ in compressed.named_parameters()}.isdisjoint(represented)
+    expected, original = outputs(dense), outputs(model)
+    for found in (outputs(states), outputs(compressed), outputs(compressed)):  # the second run knows what comes next
+        assert len(found) == len(expected) > 0
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert any(not torch.equal(x, y) for x, y in zip(expected, original)), 'the file has the weights of the checkpoint'

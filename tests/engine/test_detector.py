@@ -5,6 +5,8 @@ from mmdet.apis import init_detector as mmdet_init_detector
 from mmengine.config import Config
 
 from mmriem.core.errors import RiemError
+from mmriem.core.file import reading
+from mmriem.core.live.blank import BlankParameters
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector, dataset_meta, init_detector, with_teachers
 from mmriem.engine.pipeline import inner_test_set
@@ -23,6 +25,43 @@ def test_same_detector_as_mmdet(riem_file, tiny_config, coco_data):
     image = str(coco_data / 'images' / '0.png')
     found, expected = (inference_detector(model, image).pred_instances for model in (ours, stock))
     assert torch.equal(found.bboxes, expected.bboxes) and torch.equal(found.scores, expected.scores)
+
+
+def test_weights_that_stay_compressed_give_the_same_detections(riem_file, tiny_config, coco_data):
+    dense = init_detector(Config.fromfile(tiny_config), riem_file)
+    compressed = init_detector(Config.fromfile(tiny_config), riem_file, memory='compressed', cache='1MB')
+    assert compressed.dataset_meta == dense.dataset_meta and not compressed.training
+    names = {record.view.name for record in reading.read(riem_file).weights}
+    assert names and names.isdisjoint(name for name, _ in compressed.named_parameters())
+    for index in (0, 1, 0):
+        image = str(coco_data / 'images' / f'{index}.png')
+        found, expected = (inference_detector(model, image).pred_instances for model in (compressed, dense))
+        torch.testing.assert_close(found.bboxes, expected.bboxes, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-5, atol=1e-5)
+        assert torch.equal(found.labels, expected.labels)
+    assert compressed.backbone.conv1.riem.weight.decoded.held == 0
+
+
+def test_what_cannot_stay_compressed_is_refused(riem_file, runner_checkpoint, tiny_config):
+    config = Config.fromfile(tiny_config)
+    with pytest.raises(RiemError, match=r"expected a .riem file for memory='compressed'"):
+        init_detector(config, runner_checkpoint, memory='compressed')
+    with pytest.raises(RiemError, match='memory: expected one of dense, compressed'):
+        init_detector(config, riem_file, memory='little')
+    config.model.neck.out_channels = config.model.bbox_head.in_channels = 16
+    with pytest.raises(RiemError, match='does not fit'):
+        init_detector(config, riem_file, memory='compressed')
+
+
+def test_random_numbers_are_not_drawn_for_parameters_that_a_file_has():
+    before = torch.get_rng_state()
+    with BlankParameters():
+        layer = torch.nn.Linear(300, 300)
+        for draw in (torch.nn.init.kaiming_normal_, torch.nn.init.xavier_uniform_, torch.nn.init.uniform_):
+            draw(layer.weight)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert 2 <= float(torch.empty(5).uniform_(2, 3).min()) <= 3
+    assert layer.weight.requires_grad and not torch.equal(torch.get_rng_state(), before)
 
 
 def test_pth_and_a_wrong_config(runner_checkpoint, tiny_config):

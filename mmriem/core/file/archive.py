@@ -216,6 +216,19 @@ class Archive:
                 tensors.update(dict.fromkeys(names, tensor))
         return OrderedDict((key, tensors[key]) for key in self.keys)
 
+    def decode_others(self) -> dict[str, Tensor]:
+        """Every tensor that is not of a compressed weight, as :meth:`decode` gives it.
+
+        Raises:
+            RiemError: there is too little memory.
+        """
+        tensors: dict[str, Tensor] = {}
+        with out_of_memory(self.origin):
+            for names, tensor in self._named(iter(()), None):
+                setattr(tensor, RECORD, None)
+                tensors.update(dict.fromkeys(names, tensor))
+        return tensors
+
     def verify(self) -> None:
         """Decode everything, one tensor at a time.
 

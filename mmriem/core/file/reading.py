@@ -18,6 +18,7 @@ import torch
 from ..errors import RiemError, naming, os_reason, out_of_memory
 from ..execution.tasks import costly_first
 from ..representations.base import Codec, Demand
+from ..representations.packed import Packed
 from ..representations.registry import get_representation
 from . import vectors
 from .archive import Archive, PathLike, WeightRecord, _digest, require_shapes
@@ -41,7 +42,7 @@ def from_bytes(
     return _from_stream(io.BytesIO(data), len(data), origin, expected, limit)
 
 
-def read(path: PathLike, expected: Shapes | None = None, limit: float | None = None) -> Archive:
+def read(path: PathLike, expected: Shapes | None = None, limit: float | None = None, *, parse: bool = True) -> Archive:
     """The archive in a ``.riem`` file: every hash of stored bytes verified, weights parsed, not yet decoded.
 
     Args:
@@ -51,6 +52,8 @@ def read(path: PathLike, expected: Shapes | None = None, limit: float | None = N
         limit: raises the limits that a file of its size is held to, so many times; that of the environment variable
             ``MMRIEM_READ_LIMIT``, or 1, where it is not given.
 
+        parse: False: payloads are compared with their hashes, and parsed when their weight is decoded.
+
     Raises:
         RiemError: the file cannot be read, is anything but a whole, valid ``.riem`` file, is of another model, or asks
             for more memory or time than its size allows.
@@ -58,7 +61,7 @@ def read(path: PathLike, expected: Shapes | None = None, limit: float | None = N
     _require_file(path)
     try:
         with open(path, 'rb') as stream:
-            return _from_stream(stream, os.fstat(stream.fileno()).st_size, str(path), expected, limit)
+            return _from_stream(stream, os.fstat(stream.fileno()).st_size, str(path), expected, limit, parse)
     except OSError as error:
         raise RiemError(f'{path}: expected a readable .riem file, found: {os_reason(error)}') from error
 
@@ -73,7 +76,9 @@ def _require_file(path: PathLike) -> None:
         raise RiemError(f'{path}: expected a .riem file, found {found}')
 
 
-def _from_stream(stream: BinaryIO, size: int, origin: str, expected: Shapes | None, limit: float | None) -> Archive:
+def _from_stream(
+    stream: BinaryIO, size: int, origin: str, expected: Shapes | None, limit: float | None, parse: bool = True
+) -> Archive:
     limits = limits_for(size, limit)
     limits = limits if expected is None else limits.with_model(expected)
     with out_of_memory(origin):
@@ -92,7 +97,7 @@ def _from_stream(stream: BinaryIO, size: int, origin: str, expected: Shapes | No
                 _require_digest(f'tensor {name}', blobs[name], digest)
             return Archive(
                 keys=manifest.keys,
-                weights=tuple(_weight_records(manifest.weights, blobs['streams'])),
+                weights=tuple(_weight_records(manifest.weights, blobs['streams'], parse)),
                 dense=tuple(_dense_records(manifest.dense, blobs)),
                 derived=manifest.derived,
                 dataset_meta=manifest.dataset_meta,
@@ -144,7 +149,7 @@ def _check_lengths(sizes: Mapping[str, int], manifest: Manifest) -> None:
         raise RiemError(f'expected SHA-256 of the tensors {sorted(present)}, found those of {sorted(manifest.blobs)}')
 
 
-def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[WeightRecord]:
+def _weight_records(entries: Sequence[WeightEntry], streams: bytes, parse: bool) -> Iterator[WeightRecord]:
     """By as many threads as torch computes with."""
     stops = list(itertools.accumulate(entry.n_bytes for entry in entries))
 
@@ -153,10 +158,15 @@ def _weight_records(entries: Sequence[WeightEntry], streams: bytes) -> Iterator[
         payload = streams[stop - entry.n_bytes : stop]
         _require_digest(f'stream of weight {entry.view.name!r}', payload, entry.stream)
         with naming(f'weight {entry.view.name!r}'):
-            return WeightRecord(entry.view, _parse_payload(entry, payload), entry.decoded)
+            encoded = _parse_payload(entry, payload) if parse else _unparsed(entry, payload)
+            return WeightRecord(entry.view, encoded, entry.decoded)
 
     costs = [entry.symbols for entry in entries]
     return costly_first(record, range(len(entries)), costs, torch.get_num_threads())
+
+
+def _unparsed(entry: WeightEntry, payload: bytes) -> Packed:
+    return Packed(entry.representation, entry.view.matrix_shape, entry.symbols, entry.settings, payload)
 
 
 def _parse_payload(entry: WeightEntry, payload: bytes) -> Codec:

@@ -12,6 +12,7 @@ from ..errors import RiemError
 from ..representations.grid import STATE_BITS
 from ..representations.registry import get_representation
 from ..weights.views import find_weights, parameter_owners
+from .held import HeldWeight
 from .module import LiveModule, attach, become_plain, hold_states
 from .states import FROZEN, INTEGERS, WeightStates
 
@@ -19,7 +20,7 @@ DEFAULT_RATIO = 0.19
 """Size of the states of a weight over its fp32 values where no size is given: the paper's."""
 
 
-def make_dense(model: nn.Module) -> dict[str, WeightStates]:
+def make_dense(model: nn.Module) -> dict[str, HeldWeight]:
     """Replace states by ordinary parameters with the weights that they regenerate, in place.
 
     Returns:
@@ -30,14 +31,14 @@ def make_dense(model: nn.Module) -> dict[str, WeightStates]:
     >>> list(make_dense(layer)), type(layer).__name__, sorted(layer.state_dict())
     (['weight'], 'Linear', ['bias', 'weight'])
     """
-    parameters: dict[WeightStates, nn.Parameter] = {}
-    released = {}
+    parameters: dict[HeldWeight, nn.Parameter] = {}
+    released: dict[str, HeldWeight] = {}
     for prefix, module in list(model.named_modules()):
         if isinstance(module, LiveModule):
             held = become_plain(module)
             for attribute, states in held.named():
                 if states not in parameters:
-                    parameters[states] = nn.Parameter(states.made().detach().clone(), states.values.requires_grad)
+                    parameters[states] = nn.Parameter(states.made().detach().clone(), states.is_trained)
                     released[f'{prefix}.{attribute}' if prefix else attribute] = states
                 module.register_parameter(attribute, parameters[states])
     return released
@@ -50,7 +51,7 @@ def writable_weights(model: nn.Module) -> Iterator[None]:
     A weight that was written to gets fresh states of the same mean and spread at the end; elsewhere a write
     to a regenerated weight is lost. States that are loaded within stay.
     """
-    found = [module for module in model.modules() if isinstance(module, WeightStates)]
+    found = [module for module in model.modules() if isinstance(module, HeldWeight)]
     drafted = [states for states in found if states.begin_draft()]
     try:
         yield

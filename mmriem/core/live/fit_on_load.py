@@ -35,7 +35,7 @@ def find_unfitted(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str =
         if isinstance(module, LiveModule):
             for attribute, states in module._modules[STATES]._modules.items():
                 key = f'{prefix}{name}.{attribute}' if name else f'{prefix}{attribute}'
-                if key in tensors and states.needs_fit(tensors[key]):
+                if isinstance(states, WeightStates) and key in tensors and states.needs_fit(tensors[key]):
                     found.setdefault(id(tensors[key]), Unfitted(key, tensors[key], states))
     return list(found.values())
 

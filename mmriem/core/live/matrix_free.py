@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,8 @@ def linear(
     states: Mapping[str, State],
     dtype: torch.dtype,
     bias: Tensor | None = None,
+    *,
+    most: int | None = None,
 ) -> Tensor:
     """``x W^T + bias`` of ``(..., in)``: ``(..., out)``.
 
@@ -43,9 +45,10 @@ def linear(
         states: by name; those that require gradients get them.
         dtype: of the weight as the layer would hold it; under autocast, that of autocast is taken.
         bias: ``(out,)``.
+        most: weights that are made at a time; ``BLOCK`` where it is not given.
     """
     operations: list[_Operation] = [_Linear()] * len(factors)
-    return _product(x, factors, states, dtype, operations, bias)
+    return _product(x, factors, states, dtype, operations, bias, most)
 
 
 def conv2d(
@@ -60,6 +63,7 @@ def conv2d(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
+    most: int | None = None,
 ) -> Tensor:
     """The convolution with a weight of ``shape`` ``(out, in / groups, kh, kw)``, see :func:`linear`.
 
@@ -68,7 +72,7 @@ def conv2d(
     """
     first = _Conv2d((shape[2], shape[3]), stride, padding, dilation, groups, shape[0] // groups)
     operations: list[_Operation] = [first, *[_Conv2d((1, 1))] * (len(factors) - 1)]
-    return _product(x, factors, states, dtype, operations, bias)
+    return _product(x, factors, states, dtype, operations, bias, most)
 
 
 def conv_transpose2d(
@@ -84,13 +88,14 @@ def conv_transpose2d(
     output_padding: Any = 0,
     groups: int = 1,
     dilation: Any = 1,
+    most: int | None = None,
 ) -> Tensor:
     """The transposed convolution with a weight of ``shape`` ``(in, out / groups, kh, kw)``, see :func:`conv2d`.
 
     Its matrix has a row for each output channel; there is one factor, whose rows alone are divided.
     """
     how = _ConvTranspose2d((shape[2], shape[3]), stride, padding, output_padding, dilation, groups, shape[1])
-    return _product(x, factors, states, dtype, [how], bias)
+    return _product(x, factors, states, dtype, [how], bias, most)
 
 
 def _product(
@@ -100,6 +105,7 @@ def _product(
     dtype: torch.dtype,
     operations: Sequence[_Operation],
     bias: Tensor | None,
+    most: int | None,
 ) -> Tensor:
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -110,7 +116,7 @@ def _product(
             added = bias if number == len(factors) else None
             own = {name: states[name] for name in factor.names}
             tensors = {name: state for name, state in own.items() if isinstance(state, Tensor)}
-            step = _Step(factor, operation, dtype, own, tuple(tensors))
+            step = _Step(factor, operation, dtype, own, tuple(tensors), most or BLOCK)
             if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors.values())):
                 x = _Differentiable.apply(x, step.without_tensors(), *tensors.values())
                 x = x if added is None else x + operation.along_outputs(added)
@@ -228,6 +234,7 @@ class _Step:
     Attributes:
         states: all of the factor, or those alone that are no tensors.
         tensors: names of those that are.
+        most: weights that are made at a time.
     """
 
     factor: Factor
@@ -235,14 +242,15 @@ class _Step:
     dtype: torch.dtype
     states: Mapping[str, State]
     tensors: tuple[str, ...]
+    most: int
 
     def without_tensors(self) -> _Step:
         """What autograd need not see."""
         others = {name: state for name, state in self.states.items() if name not in self.tensors}
-        return _Step(self.factor, self.operation, self.dtype, others, self.tensors)
+        return replace(self, states=others)
 
     def blocks(self, states: Mapping[str, State]) -> Iterator[Block]:
-        return self.factor.blocks(states, BLOCK, self.operation.kernel_size)
+        return self.factor.blocks(states, self.most, self.operation.kernel_size)
 
     def run(self, x: Tensor, states: Mapping[str, State], bias: Tensor | None = None) -> Tensor:
         """All blocks: side by side where they divide the rows, else added up."""

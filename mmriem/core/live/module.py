@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex
 
 from torch import Tensor, nn
 
+from .held import HeldWeight
 from .states import DENSE, STATES, WeightStates
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def layer_of(plain: type[nn.Module]) -> Callable[[type[nn.Module]], type[nn.Modu
 class HeldStates(nn.ModuleDict):
     """The states of a live module's weights, by the names of the parameters that they stand for."""
 
-    def named(self) -> list[tuple[str, WeightStates]]:
+    def named(self) -> list[tuple[str, HeldWeight]]:
         """Each parameter's name and states."""
-        return [(name, states) for name, states in self.items() if isinstance(states, WeightStates)]
+        return [(name, states) for name, states in self.items() if isinstance(states, HeldWeight)]
 
     def apply(self, fn: Callable[[nn.Module], None]) -> HeldStates:
         """Nothing: an initialiser takes for a layer what has a ``weight``, and finds that of the live module itself."""
@@ -72,8 +73,8 @@ class LiveModule(_Mixin):
         """While weights may be written to, they are in the state dict as well: initialisers look there."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for attribute, states in self._modules[STATES]._modules.items():
-            if states._draft is not None:
-                destination[prefix + attribute] = states()
+            if (draft := states.draft()) is not None:
+                destination[prefix + attribute] = draft
 
     def _load_from_state_dict(
         self,
@@ -144,7 +145,8 @@ def hold_states(module: nn.Module, attribute: str, states: WeightStates) -> None
     attach(module, attribute, states)
 
 
-def attach(module: nn.Module, attribute: str, states: WeightStates) -> None:
+def attach(module: nn.Module, attribute: str, states: HeldWeight) -> None:
+    """Let a module hold this in place of a parameter; it becomes live."""
     module._parameters[attribute] = None  # keeps its place, should the module become dense again
     if STATES not in module._modules:
         module.add_module(STATES, HeldStates())

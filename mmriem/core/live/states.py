@@ -34,6 +34,7 @@ from ..representations.registry import get_representation, parsed
 from ..weights.views import WeightView
 from .draft import Draft
 from .fresh import Fresh
+from .held import HeldWeight
 from .packing import Packing
 from .regeneration import DENSE, representation_of, shape_of, sizes_of, with_integers
 from .unmade import UnmadeWeight
@@ -44,7 +45,7 @@ FROZEN, STRAIGHT_THROUGH = INTEGERS = ('frozen', 'straight_through')
 """Ways of training with integer states: they stay as they are, or gradients pass through their rounding."""
 
 
-class WeightStates(nn.Module):
+class WeightStates(HeldWeight):
     """The states of one weight, trainable; calling it regenerates the weight.
 
     In eval mode without gradients the weight is regenerated once and kept until the states change, the mode
@@ -69,6 +70,7 @@ class WeightStates(nn.Module):
     """
 
     fixed: Tensor
+    most: int | None = None
 
     def __init__(
         self,
@@ -245,6 +247,13 @@ class WeightStates(nn.Module):
             raise RiemError(f'weight {self.view.name!r}: expected finite states, found NaN or infinite ones')
         configuration = self._fresh.configuration if self._fresh.kind is kind else None
         return kind.live.from_states(states, configuration, self.view.kernel_size)
+
+    @property
+    def is_trained(self) -> bool:
+        return self.values.requires_grad
+
+    def draft(self) -> Tensor | None:
+        return None if self._draft is None else self._draft.weight
 
     def begin_draft(self) -> bool:
         """From now on give out one dense weight that may be written to; False where that is so already."""

@@ -17,6 +17,10 @@ from .matrix_free import conv2d, conv_transpose2d, linear
 class Source(Protocol):
     """What an :class:`UnmadeWeight` asks for."""
 
+    @property
+    def most(self) -> int | None:
+        """Weights that are made at a time; None: as :mod:`.matrix_free` has it."""
+
     def factors(self, grouped: bool) -> tuple[Sequence[Factor], Mapping[str, State]]:
         """The factors of the weight matrix and its states; one factor where the layer is ``grouped``."""
 
@@ -63,7 +67,7 @@ def _made(value: Any) -> Any:
 
 def _linear(input: Tensor, weight: UnmadeWeight, bias: Tensor | None = None) -> Tensor:
     factors, states = weight.source.factors(grouped=False)
-    return linear(input, factors, states, weight.dtype, _made(bias))
+    return linear(input, factors, states, weight.dtype, _made(bias), most=weight.source.most)
 
 
 def _conv2d(
@@ -76,7 +80,7 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     factors, states = weight.source.factors(grouped=groups > 1)
-    how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, most=weight.source.most)
     return conv2d(input, factors, states, weight.dtype, weight.shape, _made(bias), **how)
 
 
@@ -92,6 +96,7 @@ def _conv_transpose2d(
 ) -> Tensor:
     factors, states = weight.source.factors(grouped=True)
     how = dict(stride=stride, padding=padding, output_padding=output_padding, groups=groups, dilation=dilation)
+    how['most'] = weight.source.most
     return conv_transpose2d(input, factors, states, weight.dtype, weight.shape, _made(bias), **how)
 
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -14,31 +13,8 @@ from ..execution.workers import join, split
 from ..file.archive import WeightRecord
 from ..file.dense import store
 from ..representations.base import Encoded
-from ..representations.registry import parsed
+from ..representations.packed import Packed
 from ..weights.views import WeightView
-
-
-class Packed(Encoded):
-    """An encoded matrix of which only the payload is here: it is parsed when it is needed, which may be never."""
-
-    def __init__(
-        self, name: str, shape: tuple[int, int], symbols: int, settings: dict[str, Any], payload: bytes
-    ) -> None:
-        self.name, self.shape = name, shape
-        self._symbols, self._settings, self._payload = symbols, settings, payload
-
-    @property
-    def symbols(self) -> int:
-        return self._symbols
-
-    def settings_json(self) -> dict[str, Any]:
-        return self._settings
-
-    def to_payload(self) -> bytes:
-        return self._payload
-
-    def decode(self) -> Tensor:
-        return parsed(self).decode()
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,6 +90,10 @@ class Codec(Encoded):
     def states(self) -> dict[str, Tensor]:
         """The dequantised float32 states, from which :meth:`LiveStates.regenerate` makes the matrix."""
 
+    def decode_rows(self, most: int) -> Iterator[Tensor]:
+        """As :meth:`decode`, in parts of consecutive rows, of about ``most`` elements where one can be made alone."""
+        yield self.decode()
+
     @classmethod
     @abstractmethod
     def from_payload(cls: type[E], shape: tuple[int, int], settings: Any, payload: bytes) -> E:
@@ -183,6 +187,17 @@ class LiveStates(ABC, Generic[E, C]):
     def factors(self, grouped: bool = False) -> tuple[Factor, ...]:
         """What a matrix-free product applies one after the other; ``grouped`` asks for a single factor."""
         return (Factor(self.state_names, self.rows, self.blocks, self.regenerate),)
+
+    def applied_states(self, encoded: E) -> dict[str, State]:
+        """What :meth:`applied_factors` make the matrix of, where it is applied alone, never trained.
+
+        They are there while products with the matrix run; in between, its payload is all that is held.
+        """
+        return self.packed_states(encoded)
+
+    def applied_factors(self, grouped: bool = False) -> tuple[Factor, ...]:
+        """As :meth:`factors`, for :meth:`applied_states`."""
+        return self.factors(grouped)
 
     def can_train_integers(self, encoded: E) -> bool:
         """Whether integer states that training has moved are coded as well as these are."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ...coding import entropy, streams
 from ...coding.exact import powers_of_two
 from ...errors import RiemError
 from ..base import Codec, Demand
+from ..blocks import spans
 from . import native
 from .exponents import OCTAVE, half_way, pack_exponents, unpack_exponents
 from .settings import NAME, LatticeSettings
@@ -116,18 +118,17 @@ class Lattice(Codec):
         )
 
     def decode(self) -> Tensor:
+        return dequantised(*self.steps(), self.codes)
+
+    def decode_rows(self, most: int) -> Iterator[Tensor]:
+        rows, columns = self.steps()
+        for part in spans(0, len(rows), max(1, most // len(columns))):
+            yield dequantised(rows[part], columns, self.codes[part])
+
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Those of rows, ``(out,)``, the common one included, and of columns, ``(in,)``, float64."""
         rows, columns = self._scales()
-        rows = self.step * rows[:, None]
-        weight = np.empty(self.shape, np.float32)
-        if native.module is not None and self.codes.dtype == np.int8:
-            native.module.dequantise(weight, rows, columns, self.codes)
-            return torch.from_numpy(weight)
-        height = max(1, DECODED // self.shape[1])
-        with np.errstate(over='ignore'):  # the container refuses what is not finite
-            for start in range(0, len(weight), height):
-                part = slice(start, start + height)
-                weight[part] = rows[part] * columns * self.codes[part]
-        return torch.from_numpy(weight)
+        return self.step * rows, columns
 
     def states(self) -> dict[str, Tensor]:
         """The common step is shared out to rows and columns: training moves both by about the same share."""
@@ -142,3 +143,22 @@ class Lattice(Codec):
         """Of rows and columns, without the common step, float64."""
         octave = self._settings.octave
         return powers_of_two(self.row_exponents, octave), powers_of_two(self.column_exponents, octave)
+
+
+def dequantised(rows: np.ndarray, columns: np.ndarray, codes: np.ndarray) -> Tensor:
+    """``rows[i] * columns[j] * codes[i, j]`` in float64, each rounded once: float32 ``(out, in)``.
+
+    Args:
+        rows: float64 ``(out,)``.
+        columns: float64 ``(in,)``.
+        codes: int8 or int32 ``(out, in)``.
+    """
+    weight = np.empty(codes.shape, np.float32)
+    if native.module is not None and codes.dtype == np.int8:
+        native.module.dequantise(weight, rows, columns, codes)
+        return torch.from_numpy(weight)
+    height = max(1, DECODED // codes.shape[1])
+    with np.errstate(over='ignore'):  # the container refuses what is not finite
+        for part in spans(0, len(weight), height):
+            weight[part] = rows[part, None] * columns * codes[part]
+    return torch.from_numpy(weight)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...coding.trellis import indices_of
 from ..base import LiveStates
-from ..blocks import EVERYTHING, Block, State, spans
-from .codec import Lattice
+from ..blocks import EVERYTHING, Block, Factor, State, spans
+from .codec import Lattice, dequantised
 from .exponents import FINE_OCTAVE, MAX_SYMBOL, OCTAVE, half_way, is_on_grid, logarithms, on_grid
 from .settings import LatticeBudget
 
@@ -62,6 +62,15 @@ class LatticeStates(LiveStates[Lattice, LatticeBudget]):
         for part in spans(0, z.shape[0], max(1, most // column.shape[0])):
             yield Block(EVERYTHING, part, {'z': z[part], 'row': row[part], 'column': column[EVERYTHING]})
 
+    def applied_states(self, encoded: Lattice) -> dict[str, State]:
+        """The integers as they were decoded, and both steps in float64."""
+        rows, columns = encoded.steps()
+        return {name: torch.from_numpy(x) for name, x in zip(self.state_names, (encoded.codes, rows, columns))}
+
+    def applied_factors(self, grouped: bool = False) -> tuple[Factor, ...]:
+        """One, which makes the same bits as :meth:`Lattice.decode`."""
+        return (Factor(self.state_names, self.rows, self.blocks, _as_decoded),)
+
     def can_train_integers(self, encoded: Lattice) -> bool:
         """Not along a trellis, where integers hang together."""
         return not encoded.settings.trellis
@@ -72,3 +81,8 @@ def _packed(states: Mapping[str, Tensor]) -> dict[str, State]:
     largest = int(states['z'].abs().max())
     small = next(kind for kind in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(kind).max)
     return {**states, 'z': states['z'].to(small)}
+
+
+def _as_decoded(states: Mapping[str, Tensor]) -> Tensor:
+    codes, rows, columns = (states[name].numpy() for name in LatticeStates.state_names)
+    return dequantised(rows, columns, codes)

@@ -1,0 +1,54 @@
+"""What a live module holds in place of a weight, whatever it is made from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..representations.base import Encoded
+
+
+class HeldWeight(nn.Module):
+    """In place of one weight; calling it gives the weight, or what stands for one that is not made."""
+
+    @abstractmethod
+    def made(self) -> Tensor:
+        """The weight in the shape of the parameter."""
+
+    @abstractmethod
+    def encoded(self) -> Encoded | None:
+        """The matrix as a file holds it; None for a weight that is held dense."""
+
+    @abstractmethod
+    def states(self) -> dict[str, Tensor]:
+        """What the state dict of the module has in place of the weight, by name."""
+
+    @abstractmethod
+    def take(self, key: str, tensor: Tensor) -> None:
+        """Hold the weight of a checkpoint.
+
+        Raises:
+            RiemError: it cannot be held.
+        """
+
+    @abstractmethod
+    def reset(self, states: Mapping[str, Tensor]) -> None:
+        """Hold these states, of names as in :meth:`states`."""
+
+    @property
+    @abstractmethod
+    def is_trained(self) -> bool:
+        """Whether the weight is to have gradients once it is an ordinary parameter."""
+
+    def begin_draft(self) -> bool:
+        """From now on give out one dense weight that may be written to; False where that is so, or cannot be."""
+        return False
+
+    def end_draft(self) -> None:
+        """Hold what was written."""
+
+    def draft(self) -> Tensor | None:
+        """The weight while writes to it count; None otherwise."""
+        return None
