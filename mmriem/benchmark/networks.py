@@ -127,7 +127,7 @@ class Detector(Network):
         """See `Network`."""
         from mmriem.engine.detector import build_detector
 
-        return build_detector(self._config()).eval()
+        return build_detector(self.parsed_config()).eval()
 
     def accuracy(self, state_dict: Mapping[str, Tensor]) -> float:
         """100 times `metric`; 0 where nothing is detected at all."""
@@ -136,15 +136,16 @@ class Detector(Network):
         with TemporaryDirectory() as folder:
             path = Path(folder) / 'decoded.pth'
             torch.save({'state_dict': state_dict}, path)
-            return 100 * evaluate(self._config(), path, self.logs).get(self.metric, 0.0)
+            return 100 * evaluate(self.parsed_config(), path, self.logs).get(self.metric, 0.0)
 
     def probe(self) -> Probe:
         """See `Network`."""
         from mmriem.engine.probe import build_probe
 
-        return build_probe(self._config(), self.original())
+        return build_probe(self.parsed_config(), self.original())
 
-    def _config(self) -> Any:
+    def parsed_config(self) -> Any:
+        """The config of mmdet, with data where `data_root` says."""
         from mmengine.config import Config
 
         from mmriem.engine.config import read_config, with_data_root
