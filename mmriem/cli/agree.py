@@ -16,14 +16,13 @@ from mmriem.core.errors import RiemError
 from mmriem.engine.agreement import SCORE, SIZES, Reference, in_words
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import init_detector
+from mmriem.engine.judge import IMAGES
 from mmriem.engine.probe import build_probe
 from mmriem.engine.terminal import plain_console
 from mmriem.engine.worst_images import COUNT, worst_images, write_worst
 
 from .compress import check_device, synthesis_steps
 
-IMAGES = 64
-"""Most images, where no number is given."""
 SEED = 1
 """Of procedural images: others than those that compression uses, whose seed is 0 by default."""
 DESCRIPTION = """\
