@@ -14,19 +14,23 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from rich.table import Table
 
+from mmriem.benchmark.methods import MinMax
 from mmriem.core import get_representation, representation_names
 from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.command_line import run
 from mmriem.engine.compression import METRICS, compress_detector
 from mmriem.engine.config import STATED_ROOT, read_config, with_data_root
+from mmriem.engine.detector import init_detector
 from mmriem.engine.evaluation import evaluate
 from mmriem.engine.outputs import Outputs
 from mmriem.engine.progress import show_progress
@@ -60,6 +64,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--effort', type=float, default=1.0)
     parser.add_argument('--metric', choices=METRICS, default=METRICS[0], help='see tools/compress.py')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='weights fitted at a time')
+    parser.add_argument('--rounding', nargs='+', type=int, default=[], metavar='BITS', help='beside it, plain rounding')
+    parser.add_argument('--names', nargs='+', help='what table and picture call the detectors (default: their configs)')
     parser.add_argument('--out', default='work_dirs/compare', help='folder for the files and the table')
     parser.add_argument('--data-root', help=f'folder to use where a config says {STATED_ROOT}')
     parser.add_argument('--reuse', action='store_true', help='keep files of the same settings from an earlier run')
@@ -132,10 +138,35 @@ def row(detector: str, method: str, asked: Any, report: dict | None, metrics: di
     }
 
 
-def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dict]:
-    """The rows of one detector: the original, then each budget with each representation."""
+def names_of(args: argparse.Namespace) -> list[str]:
+    """What each detector is called.
+
+    Raises:
+        RiemError: there are not as many names as configs.
+    """
+    names = args.names or [Path(config).stem for config in args.configs]
+    if len(names) != len(args.configs):
+        raise RiemError(f'--names: expected {len(args.configs)}, one for each config, found {len(names)}')
+    return names
+
+
+def rounded(name: str, cfg: Config, checkpoint: str, size: int, args: argparse.Namespace) -> Iterator[dict]:
+    """The rows of plain rounding: levels between the least and the largest weight of each output channel."""
+    method = MinMax()
+    for bits in args.rounding:
+        model = init_detector(cfg, checkpoint)
+        with TemporaryDirectory() as folder:
+            packed, dense = Path(folder) / 'packed', Path(folder) / 'dense.pth'
+            method.encode(model, {'bits': bits}, packed)
+            torch.save({'state_dict': method.decode(packed, model)}, dense)
+            metrics, count = evaluate(cfg, dense, Path(args.out) / 'logs'), packed.stat().st_size
+        yield {**row(name, 'plain rounding', f'{bits} bits', None, metrics, count), 'ratio': count / size}
+
+
+def rows(config: str, checkpoint: str, name: str, args: argparse.Namespace) -> Iterable[dict]:
+    """The rows of one detector: the original, then each budget with each representation, then plain rounding."""
     cfg = Config(with_data_root(read_config(config).to_dict(), args.data_root))
-    work_dir, name = Path(args.out) / 'logs', Path(config).stem
+    work_dir = Path(args.out) / 'logs'
     original = evaluate(cfg, checkpoint, work_dir)
     size = None
     for (asked, budget), representation in itertools.product(budgets_of(args).items(), args.representations):
@@ -152,8 +183,10 @@ def rows(config: str, checkpoint: str, args: argparse.Namespace) -> Iterable[dic
             if size is None:
                 size = report['totals']['bytes_fp32']
                 yield row(name, 'original, fp32', '-', None, original, size)
-            method = f'{representation}, {bits}-bit states' if bits else representation
+            method = f'mmriem {representation}, {bits}-bit states' if bits else f'mmriem {representation}'
             yield row(name, method, asked, report, metrics, report['totals']['bytes'])
+    if size is not None:
+        yield from rounded(name, cfg, checkpoint, size, args)
 
 
 def has_only(bits: int, report: dict) -> bool:
@@ -164,13 +197,13 @@ def has_only(bits: int, report: dict) -> bool:
 def main() -> None:
     """Compare what the command line names."""
     args = parse_args()
-    pairs = list(zip(args.configs, checkpoints_of(args)))
+    detectors = list(zip(args.configs, checkpoints_of(args), names_of(args)))
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     console = plain_console(160)
-    for config, checkpoint in pairs:
-        for entry in rows(config, checkpoint, args):
+    for config, checkpoint, name in detectors:
+        for entry in rows(config, checkpoint, name, args):
             found.append(entry)
             print('  '.join(cells(entry, COLUMNS)), file=sys.stderr, flush=True)
             write_csv(found, COLUMNS, folder / 'table.csv')
@@ -178,7 +211,7 @@ def main() -> None:
             (folder / 'table.md').write_text(text, encoding='utf-8')
     if not found:
         raise RiemError('nothing to compare: expected a budget that some representation can meet, found none')
-    draw_curves(found, folder / 'picture.png', log=True)
+    draw_curves(found, folder / 'picture.png', log=True, zoom=True)
     table = Table(title=f'{folder / "table.md"}, picture.png ({machine()})', title_justify='left')
     for key, form in COLUMNS.items():
         table.add_column(key, justify='left' if form == '{}' and key in ('detector', 'method') else 'right')

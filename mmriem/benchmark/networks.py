@@ -154,7 +154,7 @@ class Detector(Network):
         """See `Network`."""
         from mmriem.engine.detector import build_detector
 
-        return build_detector(self._config()).eval()
+        return build_detector(self.parsed_config()).eval()
 
     def accuracy(self, state_dict: Mapping[str, Tensor]) -> float:
         """100 times `metric`; 0 where nothing is detected at all."""
@@ -163,18 +163,19 @@ class Detector(Network):
         with TemporaryDirectory() as folder:
             path = Path(folder) / 'decoded.pth'
             torch.save({'state_dict': state_dict}, path)
-            return 100 * evaluate(self._config(), path, self.logs).get(self.metric, 0.0)
+            return 100 * evaluate(self.parsed_config(), path, self.logs).get(self.metric, 0.0)
 
     def probe(self, synthesis: int | None = 0) -> Probe:
         """See `Network`."""
         from mmriem.engine.probe import build_probe
 
         model, executor = self.original(), Executor(torch.get_num_threads())
-        probe = build_probe(self._config(), model, executor=executor, synthesis=synthesis)
+        probe = build_probe(self.parsed_config(), model, executor=executor, synthesis=synthesis)
         probe.synthesise(model, executor, 'cpu')
         return probe
 
-    def _config(self) -> Any:
+    def parsed_config(self) -> Any:
+        """The config of mmdet, with data where `data_root` says."""
         from mmengine.config import Config
 
         from mmriem.engine.config import read_config, with_data_root

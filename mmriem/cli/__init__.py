@@ -23,7 +23,8 @@ GROUPS = {
         'compress': 'shrink a trained detector or classifier without data',
         'test': 'evaluate it before and after, with the flags of mmdet',
     },
-    'Look into a file': {
+    'Judge a file': {
+        'agree': 'how far it agrees with the original, without labels',
         'inspect': 'what a .riem file holds: weights, bits, settings, hashes',
     },
     'Use a file elsewhere': {
@@ -39,7 +40,8 @@ DOCTOR = 'doctor'
 EXAMPLES = (
     ('mmriem compress cfg.py ckpt.pth --out out/', 'out/ckpt.riem, a config that loads it, a report'),
     ('mmriem test out/ckpt.py out/ckpt.riem', 'its mAP'),
-    ('mmriem compress cfg.py ckpt.pth --size 2MB', 'a file of that size'),
+    ('mmriem agree cfg.py ckpt.pth out/ckpt.riem', 'does it still find the same?'),
+    ('mmriem compress cfg.py ckpt.pth --bits 4 2 1', 'several sizes and a table to choose by'),
     ('mmriem inspect out/ckpt.riem', 'what is in it'),
 )
 THIRD_PARTIES = ('cv2', 'mmcv', 'mmdet', 'mmengine', 'onnx', 'onnxscript', 'pycocotools', 'rich', 'torch')

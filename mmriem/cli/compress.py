@@ -14,6 +14,7 @@ from mmriem.core import representation_names
 from mmriem.core.errors import RiemError
 from mmriem.core.pipeline.settings import Settings
 from mmriem.engine.compression import METRICS, compress_detector, print_report
+from mmriem.engine.judge import Checks
 from mmriem.engine.ladder import BITS, compress_ladder, print_ladder
 from mmriem.engine.outputs import Outputs
 from mmriem.engine.processes import LAUNCHERS, joined
@@ -31,6 +32,7 @@ examples:
   mmriem compress mmdet::yolox/yolox_s_8xb8-300e_coco.py yolox_s.pth --out out/
   mmriem compress cfg.py ckpt.pth --size 2MB --out small.riem
   mmriem compress cfg.py ckpt.pth --bits 4 2 1 --out o # o/ckpt-4bit.riem and so on, and a table to choose by
+  mmriem compress cfg.py ckpt.pth --eval               # mAP before and after, where the test set is there
   mmriem compress cfg.py ckpt.pth --resume             # after Ctrl-C, a kill or a power cut
   bash tools/dist_compress.sh cfg.py ckpt.pth 4        # by four processes, the same bytes
   mmriem test out/ckpt.py out/ckpt.riem                # its mAP
@@ -62,6 +64,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     _add_choice(found.add_argument_group('what is compressed, and in which representation'))
     _add_images(found.add_argument_group('images, by which errors are weighed'))
     _add_correction(found.add_argument_group('norms and biases'))
+    _add_checks(found.add_argument_group('what is measured of the file'))
     _add_place(found.add_argument_group('where it runs'))
     _add_files(found.add_argument_group('files'))
     return found
@@ -167,6 +170,16 @@ def _add_correction(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_checks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '--agree',
+        action='store_true',
+        help='what it finds against what the original finds, on procedural images; see mmriem agree',
+    )
+    group.add_argument('--agree-images', metavar='DIR', help='the same on the images of this folder')
+    group.add_argument('--eval', action='store_true', help="the metrics of the config's test set, before and after")
+
+
 def _add_place(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--device',
@@ -242,6 +255,17 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+def checks_of(args: argparse.Namespace) -> Checks:
+    """What is measured of the file, by the command line.
+
+    Raises:
+        RiemError: an evaluation of a part of a checkpoint.
+    """
+    if args.eval and args.prefix:
+        raise RiemError('--eval: expected a whole checkpoint, found --prefix; evaluate with mmriem test')
+    return Checks(args.agree or args.agree_images is not None, args.agree_images, args.eval)
+
+
 def command(args: argparse.Namespace) -> None:
     """Compress what the command line names; Ctrl-C ends it with a line that says how to go on."""
     try:
@@ -275,6 +299,7 @@ def _compress(args: argparse.Namespace) -> None:
                 force=args.force,
                 resume=args.resume,
                 allow_broken=args.allow_broken,
+                checks=checks_of(args),
                 on_progress=display,
                 on_layer=display.layer,
             )

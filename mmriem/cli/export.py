@@ -13,12 +13,14 @@ from mmriem.core.errors import RiemError
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import init_detector
 from mmriem.engine.export import write_onnx
+from mmriem.engine.onnx_weights import FORMS
 from mmriem.stock import convert_back
 
 EPILOG = """\
 examples:
   mmriem export out/ckpt.riem --to dense.pth --half
   mmriem export out/ckpt.riem --to model.onnx --config out/ckpt.py --size 640 640
+  mmriem export out/ckpt.riem --to small.onnx --config out/ckpt.py --size 640 640 --weights int8
 """
 
 
@@ -43,12 +45,22 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         help='.onnx: of the input (default: 640 640)',
     )
     found.add_argument('--opset', type=int, default=18, help="version of ONNX's operators (default: 18)")
+    found.add_argument(
+        '--weights',
+        choices=FORMS,
+        default=FORMS[0],
+        help='.onnx: how weights are stored (default: fp32); int8 has a scale for each output channel',
+    )
     found.add_argument('--force', action='store_true', help='replace an existing file')
     return found
 
 
 def export_checkpoint(args: argparse.Namespace) -> str:
     """Write the `.pth` file; what to say about it."""
+    if args.weights != FORMS[0]:
+        raise RiemError(
+            f'--weights {args.weights}: expected with --to NAME.onnx, found {args.to}; fp16 is --half there'
+        )
     return convert_back(args.file, args.to, half=args.half, force=args.force)
 
 
@@ -59,7 +71,7 @@ def export_onnx(args: argparse.Namespace) -> str:
     config = read_config(args.config)
     model = init_detector(config, args.file)
     height, width = args.size
-    names = write_onnx(model, args.to, (height, width), opset=args.opset, force=args.force)
+    names = write_onnx(model, args.to, (height, width), opset=args.opset, weights=args.weights, force=args.force)
     return f'{args.to}: {args.to.stat().st_size:,} bytes, input 1x3x{height}x{width}, outputs {" ".join(names)}'
 
 

@@ -45,10 +45,12 @@ from .checkpoint import load_into, read_checkpoint, without_prefix
 from .config import read_config
 from .detector import build_detector, dataset_meta
 from .drawing import with_visualizer
-from .expectation import HOPELESS, notes
+from .expectation import HOPELESS, notes, verdict
+from .judge import Checks, Judge, main_metric
 from .loading_config import LoadingConfig
 from .outputs import WRITING, Outputs
 from .probe import ConfigProbe, build_probe
+from .provenance import made
 from .terminal import plain_console
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     'begin_journal',
     'compress_detector',
     'identity_of',
+    'judge_of',
     'kept_on_failure',
     'open_detector',
     'print_report',
@@ -98,6 +101,7 @@ def compress_detector(
     force: bool = False,
     resume: bool = False,
     allow_broken: bool = False,
+    checks: Checks | None = None,
     on_progress: OnProgress | None = None,
     on_layer: OnLayer | None = None,
     workers: Workers | None = None,
@@ -128,6 +132,7 @@ def compress_detector(
         force: replace existing outputs, and start over where a journal is.
         resume: go on with the journal, if there is one.
         allow_broken: write the file also where its predicted error is hopeless.
+        checks: what else is measured of the file.
         on_progress: called with the share that is done and the name of a weight.
         on_layer: called as a weight of this process is done.
         workers: the processes that share the work, each of which calls this.
@@ -156,6 +161,7 @@ def compress_detector(
         return None if finished is None else _ended(outputs, finished)
     if resume and workers.rank == 0 and not outputs.journal.holds(WRITING):
         outputs.refuse_occupied(force=force)
+    judge = judge_of(checks, opened, outputs, settings, executor) if workers.rank == 0 else None
     journal = begin_journal(outputs, workers, identity, start_over=force and not resume)
     try:
         if is_trained:
@@ -196,7 +202,7 @@ def compress_detector(
     pictures = probe.pictures(model, MOST) if probe is not None else []
     with kept_on_failure():
         journal.put(WRITING, b'')
-        report = write_outputs(outputs, opened, compressed, identity, pictures, force=force or resume)
+        report = write_outputs(outputs, opened, compressed, identity, pictures, judge, force=force or resume)
     workers.exchange(b'')
     journal.remove()
     return report
@@ -261,6 +267,7 @@ def write_outputs(
     compressed: Compressed,
     identity: Mapping[str, Any],
     pictures: Sequence[Any] = (),
+    judge: Judge | None = None,
     *,
     force: bool,
 ) -> dict[str, Any]:
@@ -272,6 +279,7 @@ def write_outputs(
         compressed: into what.
         identity: what the compression depends on.
         pictures: of the images that the detector was run on, for the page.
+        judge: measures the file.
         force: replace an existing file.
     """
     config, checkpoint = opened.source
@@ -281,14 +289,36 @@ def write_outputs(
         **compressed.report,
     }
     report['notes'] = notes(report)
+    if report['settings'].get('states') != 'as trained':
+        report['verdict'] = verdict(report['totals']['predicted_error'])
+    report['made'] = made(report)
     started = time.perf_counter()
     writing.write(outputs.riem, compressed.archive, force=force)
     report['totals']['stages']['file'] = round(time.perf_counter() - started, 3)
     opened.loading.write(outputs.config)
-    write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}, pictures))
+    told, worst = judge.judge(compressed.archive, outputs.riem) if judge is not None else ({}, [])
+    report.update(told)
+    report['notes'] += measured(report)
+    write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}, pictures, worst))
     report.update(outputs.signature(identity))
     write_whole(outputs.report, json.dumps(report, indent=1) + '\n')  # the last one, as it says that all are there
     return report
+
+
+def judge_of(
+    checks: Checks | None, opened: Opened, outputs: Outputs, settings: Settings, executor: Executor
+) -> Judge | None:
+    """What measures the files of an original; None where nothing is asked for.
+
+    Raises:
+        RiemError: see `Judge`.
+    """
+    if checks is None or not (checks.agree or checks.evaluate):
+        return None
+    checkpoint = opened.source[1]
+    model = opened.model
+    model.dataset_meta = opened.told['dataset_meta']  # names of classes
+    return Judge(checks, opened.config, checkpoint, model, outputs, settings.fit.seed, executor)
 
 
 @contextmanager
@@ -420,10 +450,21 @@ def print_report(report: Mapping[str, Any], outputs: Outputs) -> None:
         f'{totals["bytes"]:,} bytes: {totals["ratio"]:.4f} of fp32 ({totals["bytes_fp32"]:,} bytes), '
         f'{totals["bytes"] / totals["bytes_fp16"]:.4f} of fp16, {totals["bits_per_weight"]:.2f} bits per weight',
     )
-    for note in report['notes']:
+    said = [report['agreement']['said']] if 'agreement' in report else []
+    for note in [*report['notes'], *said]:
         console.print(note, soft_wrap=True)
     console.print(f'look at: {outputs.page}', soft_wrap=True)
     console.print(f'evaluate: {_evaluation(outputs)}', soft_wrap=True)
+
+
+def measured(report: Mapping[str, Any]) -> list[str]:
+    """A sentence on the metric of the test set, where it was measured."""
+    evaluation: Any = report.get('evaluation')
+    name = main_metric(evaluation['before']) if evaluation else None
+    if name is None:
+        return []
+    before, after = evaluation['before'][name], evaluation['after'].get(name, 0.0)
+    return [f'on the test set {name} is {before:.4g} before and {after:.4g} after']
 
 
 def _evaluation(outputs: Outputs) -> str:

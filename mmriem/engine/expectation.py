@@ -13,7 +13,7 @@ from typing import Any
 
 from mmriem.core.weights.views import DEFAULT_MIN_NUMEL
 
-__all__ = ['HOPELESS', 'expected_loss', 'notes']
+__all__ = ['HOPELESS', 'VERDICTS', 'expected_loss', 'notes', 'verdict']
 
 HOPELESS = 1.0
 """Predicted error above which outputs are wrong by more than they say."""
@@ -24,6 +24,18 @@ LEVELS = (
     (HOPELESS, 'a large loss'),
 )
 """What to expect of a file up to a predicted error."""
+
+VERDICTS = ((0.1, 'visually lossless'), (0.3, 'good'), (HOPELESS, 'lossy'), (math.inf, 'broken'))
+"""Up to that predicted error of the outputs."""
+
+
+def verdict(error: float | None) -> str:
+    """A word for a predicted error of the outputs.
+
+    >>> verdict(0.05), verdict(0.5), verdict(None)
+    ('visually lossless', 'lossy', 'not predicted')
+    """
+    return 'not predicted' if error is None else next(word for most, word in VERDICTS if error <= most)
 
 
 def expected_loss(error: float | None) -> str:

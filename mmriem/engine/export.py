@@ -21,6 +21,7 @@ from mmriem.core.errors import RiemError
 from mmriem.stock import written_whole
 
 from .guard import guarded, in_one_line
+from .onnx_weights import store_weights
 
 __all__ = ['write_onnx']
 
@@ -29,7 +30,13 @@ IMAGE = 'image'
 
 
 def write_onnx(
-    model: nn.Module, target: str | os.PathLike, size: tuple[int, int], *, opset: int = 18, force: bool = False
+    model: nn.Module,
+    target: str | os.PathLike,
+    size: tuple[int, int],
+    *,
+    opset: int = 18,
+    weights: str = 'fp32',
+    force: bool = False,
 ) -> list[str]:
     """Write backbone, neck and head of a single-stage detector; returns the names of the outputs.
 
@@ -42,6 +49,7 @@ def write_onnx(
         target: the file to write.
         size: height and width of the input in pixels.
         opset: version of ONNX's operators.
+        weights: how they are stored, see `onnx_weights`.
         force: replace an existing file.
 
     Raises:
@@ -62,6 +70,7 @@ def write_onnx(
     with written_whole(target, force) as fresh:
         program = _traced(raw, example, names, opset, target)
         graph = program.model_proto
+        store_weights(graph, weights)
         onnx.helper.set_model_props(graph, _metadata(model))
         onnx.checker.check_model(graph)
         onnx.save(graph, fresh)

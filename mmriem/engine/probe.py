@@ -212,13 +212,20 @@ class ConfigProbe(Probe):
 
     def pictures(self, model: nn.Module, most: int) -> list[np.ndarray]:
         """The first images, ``(h, w, 3)`` red first or ``(h, w)``, uint8, before the model's own normalisation."""
-        channels, numbers = _channels(model), range(min(most, self.images))
+        return [self.picture(model, number) for number in range(min(most, self.images))]
+
+    def picture(self, model: nn.Module, number: int) -> np.ndarray:
+        """One image, see :meth:`pictures`."""
         if self._made is not None:
-            every = [self._made[number].permute(1, 2, 0).numpy() for number in numbers]
+            image = self._made[number].permute(1, 2, 0).numpy()
         else:
-            every = [self._sample(number, channels)['img'] for number in numbers]
-        is_red_first = self._pipeline.loader.get('channel_order') == 'rgb'
-        return [_shown(image, is_red_first) for image in every]
+            image = self._sample(number, _channels(model))['img']
+        return _shown(image, self._pipeline.loader.get('channel_order') == 'rgb')
+
+    def name(self, number: int) -> str:
+        """Of an image: that of its file, or its number."""
+        image = self._images[number]
+        return image.name if isinstance(image, Path) else f'{self._description["kind"]} {number}'
 
     def name_unknown_heads(self, model: nn.Module) -> None:
         """Say of which heads errors cannot be judged, see `judgement`."""
@@ -330,6 +337,17 @@ class DetectorProbe(ConfigProbe):
             width, height = int(width * shrink), int(height * shrink)
             steps = resized(steps, (width, height))
         return steps, (width, height)
+
+    def predictions(self, model: nn.Module, first: int, last: int) -> list[Any]:
+        """Data samples with what the model finds on these images, in pixels of the images as they were read.
+
+        Raises:
+            RiemError: the pipeline or the model cannot do it.
+        """
+        with guarded(model, 'predict on images of its test pipeline', remedy='evaluate it with mmriem test'):
+            data = self._batch(model, first, last)
+            predict = cast(Callable[..., list[Any]], model.predict)
+            return predict(data['inputs'], data['data_samples'])
 
     def judged(self, model: nn.Module, first: int, last: int) -> list[Output]:
         """See `Probe`."""

@@ -1,7 +1,7 @@
 """Pictures and tables of results."""
 
 from .curves import draw_curves
-from .page import report_page
+from .page import ladder_page, report_page
 from .sheet import contact_sheet
 from .tables import cells, command_and_machine, machine, markdown, write_csv
 
@@ -10,6 +10,7 @@ __all__ = [
     'command_and_machine',
     'contact_sheet',
     'draw_curves',
+    'ladder_page',
     'machine',
     'markdown',
     'report_page',

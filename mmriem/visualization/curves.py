@@ -16,6 +16,8 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#0
 """Okabe and Ito's palette, told apart by colour-blind readers too; grey for its yellow, which is too pale for lines."""
 MARKERS = 'osD^v<>P'
 PANELS_IN_A_ROW = 4
+ZOOM = 0.7
+"""Share of the best accuracy below which nothing is of interest."""
 
 
 def draw_curves(
@@ -26,6 +28,7 @@ def draw_curves(
     value: str = 'mAP',
     label: str = 'box mAP',
     log: bool = False,
+    zoom: bool = False,
 ) -> None:
     """Draw the rows of a comparison as a PNG.
 
@@ -37,6 +40,8 @@ def draw_curves(
         value: key of the accuracy.
         label: of the axis of the accuracy.
         log: whether the axis of the bytes is logarithmic.
+        zoom: whether the axis of the accuracy begins at `ZOOM` of the original's, or at the least value if that is
+            higher, and not at 0.
     """
     networks = list(dict.fromkeys(row[panel] for row in rows))
     methods = [name for name in dict.fromkeys(row['method'] for row in rows) if not name.startswith('original')]
@@ -58,7 +63,7 @@ def draw_curves(
                 (shown[method],) = axes.plot(*zip(*points), linewidth=1.5, markersize=5, **style)
         axes.set_title(network, fontsize=9)
         axes.set_xlabel('file, KB')
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=_bottom([row[value] for row in of_network]) if zoom else 0)
         if log:
             axes.set_xscale('log')
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -74,3 +79,14 @@ def draw_curves(
         axes.set_ylabel(label)
     figure.legend(shown.values(), shown, loc='outside lower center', ncols=len(shown), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110, metadata={'Software': None})
+
+
+def _bottom(values: Sequence[float]) -> float:
+    """Where an axis begins that shows what is of interest.
+
+    >>> _bottom([0.5, 0.1]), _bottom([0.5, 0.45])
+    (0.35, 0.4475)
+    """
+    best = max(values)
+    least = max(ZOOM * best, min(values))
+    return least if least == ZOOM * best else least - (best - least) / 20

@@ -1,46 +1,70 @@
-"""The report of a compression as one page of HTML: no script, nothing from elsewhere, pictures as inline SVG."""
+"""The report of a compression as one page of HTML: nothing from elsewhere, light and dark, for screens and paper.
+
+Its one script searches the weights; without it everything else is there.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from html import escape
 from typing import Any
 
 import numpy as np
 
+from .charts import bytes_chart, curve_chart, told_bytes
 from .curves import COLOURS
-from .sheet import MOST, sheet_tag
+from .sheet import MOST, picture_tag, sheet_tag
 
-__all__ = ['report_page']
-
-WIDTH, HEIGHT, LEFT, GAP = 1040, 220, 48, 6
-"""Pixels of the picture of all weights: width and height of its bars, width of the axis, the gap below the bars."""
-DISTORTION_HEIGHT = 80
-"""Pixels of the greatest distortion in the picture of all weights."""
+__all__ = ['ladder_page', 'report_page']
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
-.lead { color: #555; margin-top: .2em; overflow-wrap: anywhere; } .figures { display: flex; flex-wrap: wrap; gap: 1em 2.5em; margin: 1.5em 0; }
-.figures b { display: block; font-size: 1.6em; font-weight: 600; } .figures span { color: #555; }
-table { border-collapse: collapse; font-size: 13px; width: 100%; } td, th { padding: 2px 8px; text-align: right; }
-th { border-bottom: 1px solid #888; position: sticky; top: 0; background: #fff; } tr:nth-child(even) td { background: #f5f5f5; }
-td:first-child, th:first-child, td.text, th.text { text-align: left; } code { background: #f0f0f0; padding: 1px 4px; }
-.key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; } .key + span { margin-right: 1.2em; }
-svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; } pre { background: #f0f0f0; padding: .7em; overflow-x: auto; }
+:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --paper: #fff; --stripe: #f4f5f7; --line: #d1d9e0; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa4ae; --paper: #16191d; --stripe: #20252b; --line: #3a424b; --accent: #56b4e9; } }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #333; --paper: #fff; --stripe: #f4f5f7; --line: #bbb; } .search { display: none; } h2 { break-after: avoid; } tr, svg, img { break-inside: avoid; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px; margin: 1.5em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; margin-bottom: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
+.lead { color: var(--soft); margin-top: .2em; overflow-wrap: anywhere; } .figures { display: flex; flex-wrap: wrap; gap: 1em 2.5em; margin: 1.2em 0; }
+.figures b { display: block; font-size: 1.6em; font-weight: 600; } .figures span { color: var(--soft); }
+.verdict { border-left: 6px solid var(--tone); padding: .5em 1em; background: var(--stripe); margin: 1em 0; } .verdict b { font-size: 1.3em; color: var(--ink); display: block; } .verdict b::first-letter { text-transform: uppercase; }
+.wide { overflow-x: auto; } .wide svg { max-width: 100%; min-width: 620px; height: auto; font: 12px system-ui, sans-serif; display: block; }
+.label { fill: var(--soft); } .grid { stroke: var(--line); } .bar { stroke: var(--paper); stroke-width: .4; } .curve { fill: none; stroke: var(--accent); stroke-width: 2; } .dot { fill: var(--accent); }
+g.off { opacity: .12; } tr.off { display: none; } .search { font: inherit; padding: .3em .6em; width: min(26em, 100%); box-sizing: border-box; color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 4px; margin: .3em 0; }
+table { border-collapse: collapse; font-size: 13px; min-width: 50%; } td, th { padding: 2px 8px; text-align: right; white-space: nowrap; } th { border-bottom: 1px solid var(--soft); }
+tr:nth-child(even) td { background: var(--stripe); } td:first-child, th:first-child, td.text, th.text { text-align: left; } .best td { font-weight: 600; }
+code, pre { background: var(--stripe); font-size: 13px; } code { padding: 1px 4px; overflow-wrap: anywhere; } pre { padding: .7em; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+.key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; } .key + span { margin-right: 1.2em; } img { max-width: 100%; height: auto; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 1em; color: var(--soft); }
+.size { display: grid; grid-template-columns: 9em 1fr; gap: .2em .8em; align-items: center; max-width: 760px; } .size i { background: var(--accent); height: 1em; display: inline-block; min-width: 2px; vertical-align: middle; margin-right: .5em; } .size i.other { background: var(--soft); opacity: .6; } .size span { white-space: nowrap; }
 """  # noqa: E501
+_SCRIPT = """
+document.querySelector('.search').addEventListener('input', event => {
+  const words = event.target.value.toLowerCase();
+  document.querySelectorAll('.weight').forEach(each => {
+    each.classList.toggle('off', !each.textContent.toLowerCase().includes(words));
+  });
+});
+"""
 _COLUMNS = ('weight', 'shape', 'representation', 'metric', 'bits/weight', 'bytes', 'SNR dB', 'distortion', 'seconds')
 _TEXT = {'weight', 'shape', 'representation', 'metric'}
+TONES = {'visually lossless': '#009e73', 'good': '#56b4e9', 'lossy': '#e69f00', 'broken': '#d55e00'}
+"""Colour of a verdict; grey for others."""
 
 
-def report_page(report: Mapping[str, Any], images: Sequence[np.ndarray] = ()) -> str:
+def report_page(
+    report: Mapping[str, Any],
+    images: Sequence[np.ndarray] = (),
+    worst: Sequence[tuple[str, np.ndarray]] = (),
+) -> str:
     """The text of the page.
 
     Args:
-        images: those that the network was run on, see `contact_sheet`.
         report: as `core.pipeline.compress` makes it, with `file`, and where they are known `source` (its `config`,
-            `checkpoint` and `sha256`), `notes` (sentences on what to expect) and `evaluate`, a command line.
+            `checkpoint` and `sha256`), `verdict` (a word), `notes` (sentences on what to expect), `evaluate` (a command
+            line), `made` (texts by their names: version, date and so on), `agreement` and `evaluation`.
+        images: those that the network was run on, see `contact_sheet`.
+        worst: name and picture of images on which both models agree least.
     """
     weights, totals = report['weights'], report['totals']
     parts = list(dict.fromkeys(_part(weight) for weight in weights))
@@ -49,83 +73,183 @@ def report_page(report: Mapping[str, Any], images: Sequence[np.ndarray] = ()) ->
     lead = ' · '.join(escape(str(source[key])) for key in ('config', 'checkpoint') if key in source)
     sections = [
         f'<h1>{escape(report["file"])}</h1>\n<p class="lead">{lead}</p>',
-        _figures(totals),
-        ''.join(f'<p>{escape(note[:1].upper() + note[1:])}.</p>\n' for note in report.get('notes', ())),
-        '<h2>Where the bytes are</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits '
-        'for each, so its area is its bytes. Below, its share of the predicted distortion.</p>\n'
-        f'{_legend(colours)}\n{_picture(weights, colours)}\n{_parts(weights, totals, parts)}',
-        _remarks(weights, totals.get('tuning'), 'states' in report['settings']),
+        _verdict(report),
+        _figures(report),
+        f'<p>Evaluate: <code>{escape(report["evaluate"])}</code></p>' if 'evaluate' in report else '',
+        _evaluation(report.get('evaluation')),
+        _sizes(totals),
+        _agreement(report.get('agreement'), worst),
+        f'<h2>Where the bytes went</h2>\n<p>A bar for each weight: as wide as it has elements, as high as it has bits '
+        'for each, so its area is its bytes. Below, its share of the predicted distortion of the outputs. Point at a '
+        f'bar for its name.</p>\n{_legend(weights, colours)}\n<input class="search" type="search" '
+        f'aria-label="search weights" placeholder="search weights, e.g. neck">\n{bytes_chart(weights, colours)}\n'
+        f'{_parts(weights, totals, parts)}',
+        _dense(weights, report['settings']),
+        _remarks(weights, totals.get('tuning')),
         _images(images, report['settings'].get('images', {})),
         f'<h2>Every weight</h2>\n{_table(weights)}',
-        f'<h2>Settings</h2>\n<pre>{escape(_settings(report))}</pre>',
+        f'<h2>How it was made</h2>\n{_made(report.get("made", {}))}<pre>{escape(_settings(report))}</pre>',
+        f'<script>{_SCRIPT}</script>',
     ]
-    if 'evaluate' in report:
-        sections.insert(3, f'<p>Evaluate: <code>{escape(report["evaluate"])}</code></p>')
+    return _page(report['file'], sections)
+
+
+def ladder_page(title: str, rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> str:
+    """The page of a ladder of sizes: which file to take, curves, and a table with the page of each.
+
+    Args:
+        title: of the page.
+        rows: of the ladder, see `mmriem.engine.ladder`.
+        best: the one that is recommended.
+    """
+    written = [row for row in rows if 'refused' not in row]
+    told = 'None of these sizes is good: take more bits.'
+    if best is not None:
+        told = f'Take {best["file"]}: {best["expected"]}.'
+    lead = (
+        f'<div class="verdict" style="--tone:{TONES.get((best or {}).get("verdict", ""), "#999")}">{escape(told)}</div>'
+    )
+    curves = []
+    for label, log, value in _curves(written):
+        points = [(row['bytes'], value(row), f'{row["bits"]:g} bits: {row["file"]}') for row in written]
+        if len(points) > 1 and all(point[1] is not None and (point[1] > 0 or not log) for point in points):
+            curves.append(f'<h2>{escape(label)}</h2>\n{curve_chart(points, label, log=log)}')
+    return _page(title, [f'<h1>{escape(title)}</h1>', lead, _rungs(rows, best), *curves])
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool, Any]]:
+    """Name of a curve, whether it is logarithmic, and its value of a row."""
+    found: list[tuple[str, bool, Any]] = []
+    if rows and all('metric' in row for row in rows):
+        found.append((f'{rows[0]["metric"]["name"]} on the test set', False, lambda row: row['metric']['after']))
+    if rows and all('agreement' in row for row in rows):
+        found.append(('agreement with the original', False, lambda row: row['agreement']))
+    return [*found, ('predicted error of the outputs', True, lambda row: row['predicted_error'])]
+
+
+def _rungs(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> str:
+    has = {key: any(key in row for row in rows) for key in ('metric', 'agreement')}
+    heads = ['bits/weight', 'file', 'size', 'of fp32', 'of fp16', 'predicted error']
+    heads += [*(['test set'] if has['metric'] else []), *(['agreement'] if has['agreement'] else []), 'verdict']
+    lines = []
+    for row in rows:
+        if 'refused' in row:
+            lines.append(f'<tr><td>{row["bits"]:g}</td><td class=text colspan="{len(heads) - 1}">refused</td></tr>')
+            continue
+        error, page = row['predicted_error'], row['file'].removesuffix('.riem') + '.html'
+        cells = [
+            f'<td>{row["bits"]:g}</td><td class=text><a href="{escape(page)}">{escape(row["file"])}</a></td>',
+            f'<td>{told_bytes(row["bytes"])}</td>',
+            *(f'<td>1/{row[key] / row["bytes"]:.1f}</td>' for key in ('bytes_fp32', 'bytes_fp16')),
+            f'<td>{"-" if error is None else f"{error:.3f}"}</td>',
+        ]
+        if has['metric']:
+            cells.append(f'<td>{row["metric"]["after"]:.4g}</td>' if 'metric' in row else '<td>-</td>')
+        if has['agreement']:
+            cells.append(f'<td>{_percent(row.get("agreement"))}</td>')
+        mark = ' (recommended)' if row is best else ''
+        cells.append(f'<td class=text>{escape(row["verdict"])}{mark}</td>')
+        lines.append(f'<tr{" class=best" if row is best else ""}>{"".join(cells)}</tr>')
+    head = ''.join(f'<th{" class=text" if name in ("file", "verdict") else ""}>{name}</th>' for name in heads)
+    return f'<div class="wide"><table><tr>{head}</tr>\n{chr(10).join(lines)}</table></div>'
+
+
+def _page(title: str, sections: Sequence[str]) -> str:
     body = '\n'.join(section for section in sections if section)
     page = (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(report["file"])}</title>'
-        f'<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
     return page.encode('utf-8', 'backslashreplace').decode('utf-8')  # names of files may be no Unicode
 
 
-def _figures(totals: Mapping[str, Any]) -> str:
-    error = totals.get('predicted_error')
+def _verdict(report: Mapping[str, Any]) -> str:
+    """The word, and what to expect."""
+    word = report.get('verdict')
+    notes = ''.join(f'{escape(note[:1].upper() + note[1:])}. ' for note in report.get('notes', ()))
+    if word is None and not notes:
+        return ''
+    tone, head = TONES.get(str(word), '#999'), '' if word is None else f'<b>{escape(word)}</b>'
+    return f'<div class="verdict" style="--tone:{tone}">{head}{notes}</div>'
+
+
+def _figures(report: Mapping[str, Any]) -> str:
+    totals, error = report['totals'], report['totals'].get('predicted_error')
     figures = [
-        (_bytes(totals['bytes']), f'file, of {_bytes(totals["bytes_fp32"])} in fp32'),
+        (told_bytes(totals['bytes']), f'file, of {told_bytes(totals["bytes_fp32"])} in fp32'),
         (f'{totals["bytes_fp32"] / totals["bytes"]:.1f}x', 'smaller than fp32'),
+        (f'{totals["bytes_fp32"] / 2 / totals["bytes"]:.1f}x', 'smaller than fp16'),
         (f'{totals["bits_per_weight"]:.2f}', 'bits per weight, everything counted'),
         ('-' if error is None else f'{error:.3f}', 'predicted relative error of the outputs'),
-        (f'{totals["wall_seconds"]:.0f} s', 'to compress'),
     ]
+    if agreement := report.get('agreement'):
+        is_class = agreement['kind'] == 'classes'
+        value = agreement['top1'] if is_class else agreement['AP']
+        figures.append((_percent(value), 'same class as the original' if is_class else 'AP against the original'))
+    figures.append((f'{totals["wall_seconds"]:.0f} s', 'to compress'))
     boxes = ''.join(f'<div><b>{big}</b><span>{small}</span></div>' for big, small in figures)
     return f'<div class="figures">{boxes}</div>'
 
 
-def _legend(colours: Mapping[str, str]) -> str:
+def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    if not evaluation:
+        return ''
+    before, after = evaluation['before'], evaluation['after']
+    rows = ''.join(
+        f'<tr><td>{escape(name)}</td><td>{_number(value)}</td><td>{_number(after.get(name))}</td></tr>\n'
+        for name, value in before.items()
+        if name != 'seconds' and isinstance(value, (int, float))
+    )
+    head = '<tr><th>metric</th><th>original</th><th>compressed</th></tr>'
+    return f'<h2>On the test set</h2>\n<div class="wide"><table>{head}\n{rows}</table></div>'
+
+
+def _agreement(agreement: Mapping[str, Any] | None, worst: Sequence[tuple[str, np.ndarray]]) -> str:
+    """Sentence, table by size and class, and the images with the least of it."""
+    if not agreement:
+        return ''
+    said = agreement.get('said', '')
+    sections = [f'<h2>Agreement with the original</h2>\n<p>{escape(said[:1].upper() + said[1:])}.</p>']
+    if agreement['kind'] == 'detections' and agreement['objects']:
+        rows = [('all', agreement['objects'], agreement['AP'], agreement['AP50'])]
+        rows += [(f'{size} objects', '', value, None) for size, value in agreement['by_size'].items()]
+        rows += [(row['class'], row['objects'], row['AP'], row['AP50']) for row in agreement['by_class']]
+        cells = ''.join(
+            f'<tr><td>{escape(name)}</td><td>{objects}</td><td>{_percent(ap)}</td><td>{_percent(ap50)}</td></tr>\n'
+            for name, objects, ap, ap50 in rows
+        )
+        head = '<tr><th></th><th>objects</th><th>AP</th><th>AP50</th></tr>'
+        sections.append(f'<div class="wide"><table>{head}\n{cells}</table></div>')
+    if worst:
+        sections.append(
+            f'<p>The {len(worst)} images with the least agreement, the original on the left: green is what both find, '
+            'orange what is missed, pink what is new.</p>'
+        )
+        shown = (f'<div>{picture_tag(picture, name)}<br>{escape(name)}</div>' for name, picture in worst)
+        sections.append(f'<div class="pictures">{"".join(shown)}</div>')
+    return '\n'.join(sections)
+
+
+def _sizes(totals: Mapping[str, Any]) -> str:
+    whole = totals['bytes_fp32']
+    rows = [('fp32', whole, 'other'), ('fp16', whole / 2, 'other'), ('8 bits', whole / 4, 'other')]
+    rows.append(('this file', totals['bytes'], 'own'))
+    bars = ''.join(
+        f'<span>{name}</span><span><i class="{kind}" style="width:{70 * size / whole:.2f}%"></i>'
+        f'{told_bytes(size)}</span>'
+        for name, size, kind in rows
+    )
+    return f'<h2>Size</h2>\n<div class="size">{bars}</div>'
+
+
+def _legend(weights: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    sizes = {part: sum(weight['bits'] for weight in weights if _part(weight) == part) / 8 for part in colours}
     keys = (
-        f'<span class="key" style="background:{colour}"></span><span>{escape(part)}</span>'
+        f'<span class="key" style="background:{colour}"></span><span>{escape(part)}, {told_bytes(sizes[part])}</span>'
         for part, colour in colours.items()
     )
     return f'<p>{"".join(keys)}</p>'
-
-
-def _picture(weights: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> str:
-    """Bars of bits per weight over elements, and bars of distortion under them."""
-    elements = sum(math.prod(weight['shape']) for weight in weights)
-    highest = max(weight['bits_per_weight'] for weight in weights) or 1.0
-    distortion = sum(weight['distortion'] or 0.0 for weight in weights)
-    tallest = max((weight['distortion'] or 0.0 for weight in weights), default=0.0)
-    base = HEIGHT + 10
-    shapes, x = [_axis(highest, base)], float(LEFT)
-    for weight in weights:
-        width = WIDTH * math.prod(weight['shape']) / elements
-        height = HEIGHT * weight['bits_per_weight'] / highest
-        told = f'{weight["name"]}: {weight["bits_per_weight"]:.2f} bits, {_bytes(weight["bits"] / 8)}'
-        if weight['distortion'] and distortion:
-            told += f', {100 * weight["distortion"] / distortion:.1f} % of the distortion'
-        fill = f'fill="{colours[_part(weight)]}" stroke="#fff" stroke-width=".4"'
-        bars = f'<rect x="{x:.2f}" y="{base - height:.2f}" width="{width:.2f}" height="{height:.2f}" {fill}/>'
-        if weight['distortion'] and tallest:
-            depth = DISTORTION_HEIGHT * weight['distortion'] / tallest
-            bars += f'<rect x="{x:.2f}" y="{base + GAP}" width="{max(width, 1):.2f}" height="{depth:.2f}" {fill}/>'
-        shapes.append(f'<g><title>{escape(told)}</title>{bars}</g>')
-        x += width
-    low = base + GAP + DISTORTION_HEIGHT
-    shapes.append(f'<text x="0" y="{base + GAP + 12}" fill="#555">distortion</text>')
-    size = f'viewBox="0 0 {LEFT + WIDTH} {low + 4}" width="{LEFT + WIDTH}" height="{low + 4}"'
-    return f'<svg {size} role="img" aria-label="bits and distortion of each weight">{"".join(shapes)}</svg>'
-
-
-def _axis(highest: float, base: int) -> str:
-    """Ticks at round numbers of bits."""
-    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if highest / step <= 6 or step == 100)
-    lines = []
-    for number in range(int(highest / step) + 1):
-        y = base - HEIGHT * number * step / highest
-        lines.append(f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        lines.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{number * step:g}</text>')
-    return ''.join(lines)
 
 
 def _parts(weights: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], parts: Sequence[str]) -> str:
@@ -143,22 +267,48 @@ def _parts(weights: Sequence[Mapping[str, Any]], totals: Mapping[str, Any], part
         for row in rows
     )
     heads = ('part', 'weights', 'elements', 'bits/weight', 'bytes', 'share')
-    return f'<table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>\n{cells}</table>'
+    return f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>\n{cells}</table></div>'
 
 
-def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | None, has_states: bool) -> str:
-    """What a reader should know: which weights no image reached, which stay dense, how tuning went."""
-    unseen = [w['name'] for w in weights if w['metric'] == 'identity' and w['representation'] != 'dense']
-    dense = [w['name'] for w in weights if w['representation'] == 'dense']
-    remarks = []
-    if unseen and len(unseen) < len(weights) - len(dense):
-        remarks.append(('No image reached these; they are taken as averagely sensitive:', unseen))
-    if dense:
-        why = 'having no states' if has_states else 'being too small to gain by it, or left out'
-        remarks.append((f'These stay as they are, {why}:', dense))
-    lines = [
-        f'<li>{told} {", ".join(f"<code>{escape(name)}</code>" for name in names)}</li>' for told, names in remarks
-    ]
+def _dense(weights: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """The weights that stay as they are, by the reason why."""
+    reasons: dict[str, list[Mapping[str, Any]]] = {}
+    for weight in weights:
+        if weight['representation'] == 'dense':
+            reasons.setdefault(_why_dense(weight, settings), []).append(weight)
+    if not reasons:
+        return ''
+    lines = ''
+    for why, its in reasons.items():
+        size = told_bytes(sum(weight['bits'] for weight in its) / 8)
+        names = ', '.join(f'<code>{escape(weight["name"])}</code>' for weight in its)
+        lines += f'<li>{len(its)} {why}, {size}: {names}</li>'
+    told = 'Besides norms and biases, whose values are rounded:'
+    return f'<h2>What stays dense, and why</h2>\n<p>{told}</p><ul>{lines}</ul>'
+
+
+def _why_dense(weight: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    if 'states' in settings:
+        return 'that have no states in the trained model'
+    least = settings.get('min_numel', 0)
+    if math.prod(weight['shape']) < least:
+        return f'of fewer than {least} elements, too small to gain by it'
+    name = weight['name']
+    patterns = settings.get('include', ['*'])
+    is_out = any(fnmatchcase(name, pattern) for pattern in settings.get('exclude', []))
+    if is_out or not any(fnmatchcase(name, pattern) for pattern in patterns):
+        return 'left out by --include or --exclude'
+    return 'too small to gain by it, or left out'
+
+
+def _remarks(weights: Sequence[Mapping[str, Any]], tuning: Mapping[str, Any] | None) -> str:
+    """What a reader should know: which weights no image reached, how tuning went."""
+    fitted = [w for w in weights if w['representation'] != 'dense']
+    unseen = [w['name'] for w in fitted if w['metric'] == 'identity']
+    lines = []
+    if unseen and len(unseen) < len(fitted):
+        names = ', '.join(f'<code>{escape(name)}</code>' for name in unseen)
+        lines.append(f'<li>No image reached these; they are taken as averagely sensitive: {names}</li>')
     if tuning is not None:
         told = 'so they stay trained' if tuning['kept'] else 'so they are what they were before'
         lines.append(
@@ -204,7 +354,15 @@ def _table(weights: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             ''.join(f'<td{" class=text" if name in _TEXT else ""}>{escape(cell)}</td>' for name, cell in columns)
         )
-    return f'<table><tr>{head}</tr>\n{"".join(f"<tr>{row}</tr>{chr(10)}" for row in rows)}</table>'
+    lines = ''.join(f'<tr class="weight">{row}</tr>\n' for row in rows)
+    return f'<div class="wide"><table><tr>{head}</tr>\n{lines}</table></div>'
+
+
+def _made(made: Mapping[str, str]) -> str:
+    rows = ''.join(
+        f'<tr><td>{escape(key)}</td><td class=text>{escape(value)}</td></tr>\n' for key, value in made.items()
+    )
+    return f'<div class="wide"><table>{rows}</table></div>' if rows else ''
 
 
 def _settings(report: Mapping[str, Any]) -> str:
@@ -213,16 +371,13 @@ def _settings(report: Mapping[str, Any]) -> str:
 
 
 def _part(weight: Mapping[str, Any]) -> str:
-    return weight['name'].partition('.')[0]
+    return weight['name'].split('.')[0]
 
 
-def _bytes(count: float) -> str:
-    """A number of bytes for people.
+def _percent(value: float | None) -> str:
+    return '-' if value is None else f'{100 * value:.1f} %'
 
-    >>> _bytes(1_635_673), _bytes(453_078), _bytes(12)
-    ('1.64 MB', '453 kB', '12 bytes')
-    """
-    for unit, size, digits in (('GB', 1e9, 2), ('MB', 1e6, 2), ('kB', 1e3, 0)):
-        if count >= size:
-            return f'{count / size:.{digits}f} {unit}'
-    return f'{count:.0f} bytes'
+
+def _number(value: Any) -> str:
+    """Of a metric; COCO's has -1 where there is no object."""
+    return f'{value:.4g}' if isinstance(value, (int, float)) and value >= 0 else '-'

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from html import escape
 
 import cv2
 import numpy as np
 
-__all__ = ['contact_sheet', 'sheet_tag']
+__all__ = ['contact_sheet', 'picture_tag', 'sheet_tag']
 
 SIDE = 128
 """Most pixels of the longer side of an image on a contact sheet."""
@@ -41,11 +42,15 @@ def contact_sheet(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def sheet_tag(images: Sequence[np.ndarray]) -> str:
     """The contact sheet as a tag of HTML that holds it whole."""
-    sheet = contact_sheet(images)
-    _, encoded = cv2.imencode('.jpg', sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return picture_tag(contact_sheet(images), 'contact sheet')
+
+
+def picture_tag(picture: np.ndarray, told: str) -> str:
+    """A picture, uint8 ``(height, width, 3)``, red first, as a tag of HTML that holds it whole, with a text for it."""
+    _, encoded = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     data = base64.b64encode(encoded.tobytes()).decode()
-    height, width = sheet.shape[:2]
-    return f'<img alt="contact sheet" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
+    height, width = picture.shape[:2]
+    return f'<img alt="{escape(told)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def test_reuse_keeps_finished_files(compare, tmp_path):
 def test_states_of_the_same_bits_are_not_fitted_twice(compare, tmp_path):
     assert compare('--representations', 'bilinear', '--ratios', '0.4', '--state-bits', '0', '8') is None
     rows = table(tmp_path / 'o')
-    assert [row['method'] for row in rows[1:]] == ['bilinear', 'bilinear, 8-bit states']
+    assert [row['method'] for row in rows[1:]] == ['mmriem bilinear', 'mmriem bilinear, 8-bit states']
     assert rows[1]['bytes'] == rows[2]['bytes']
     assert not (tmp_path / 'o' / 'net-bilinear-0.40-8.riem').exists()
 
@@ -86,3 +86,17 @@ def test_bits_and_the_default(compare, tmp_path):
     assert 0.17 < float(rows[1]['ratio']) <= 0.19
     report = json.loads((tmp_path / 'o' / 'net-bilinear-6-bits-auto.json').read_text())
     assert 5 < report['totals']['bits_per_weight'] <= 6
+
+
+def test_plain_rounding_beside_it_and_names(compare, tmp_path):
+    arguments = ['--representations', 'bilinear', '--ratios', '0.3', '--rounding', '3', '8', '--names', 'tiny']
+    assert compare(*arguments) is None
+    original, _, coarse, fine = table(tmp_path / 'o')
+    assert {row['detector'] for row in (original, coarse, fine)} == {'tiny'}
+    assert [(row['method'], row['asked']) for row in (coarse, fine)] == [
+        ('plain rounding', '3 bits'),
+        ('plain rounding', '8 bits'),
+    ]
+    assert int(coarse['bytes']) < int(fine['bytes']) < int(original['bytes']) / 2
+    assert float(fine['mAP']) == pytest.approx(float(original['mAP']), abs=0.1)
+    assert '--names: expected 1' in compare(*arguments[:4], '--names', 'a', 'b')

@@ -523,13 +523,49 @@ def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file,
     printed = capsys.readouterr().out
     assert 'recommended' in printed and '0.001 bits: budget: ' in printed
     names = [f'o-{bits}bit.{kind}' for bits in (6, 9) for kind in ('html', 'json', 'py', 'riem')]
-    assert files(tmp_path) == sorted([*names, 'o.json'])
+    assert files(tmp_path) == sorted([*names, 'o.html', 'o.json'])
     rows = json.loads((tmp_path / 'o.json').read_text())['ladder']
     assert [row['bits'] for row in rows] == [9, 6, 1e-3] and 'refused' in rows[2]
     assert all(row['bytes'] == (tmp_path / row['file']).stat().st_size for row in rows[:2])
     theirs, ours = reading.from_bytes(whole_file).decode(), reading.read(tmp_path / 'o-6bit.riem').decode()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert compress(*arguments).startswith('error: o.json: expected no file of that name')
+
+
+def test_a_ladder_with_its_metrics_and_its_agreement(compress, tmp_path, capsys):
+    arguments = ['--bits', '9', '6', '--image-count', '2', '--eval', '--agree', '--no-progress']
+    assert compress('--out', 'o.riem', *arguments) is None
+    printed = capsys.readouterr().out
+    assert 'bbox_mAP of the original' in printed and 'agreement' in printed
+    rows = json.loads((tmp_path / 'o.json').read_text())['ladder']
+    assert (tmp_path / 'o.html').read_text().count('<svg') == 3
+    for row in rows:
+        report = json.loads((tmp_path / row['file']).with_suffix('.json').read_text())
+        evaluation, agreement = report['evaluation'], report['agreement']
+        assert row['metric']['name'] == 'coco/bbox_mAP'
+        assert row['metric']['after'] == evaluation['after']['coco/bbox_mAP']
+        assert row['agreement'] == agreement['AP']
+        assert agreement['images']['seed'] == 1 and report['settings']['seed'] == 0
+        assert any('on the test set coco/bbox_mAP' in note for note in report['notes'])
+        page = (tmp_path / row['file']).with_suffix('.html').read_text()
+        assert 'On the test set' in page and 'Agreement with the original' in page
+    assert rows[0]['metric']['before'] == rows[1]['metric']['before'] > 0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--eval', '--cfg-options', 'test_evaluator=None'], '--eval: expected test_evaluator in the config'),
+        (['--eval', '--cfg-options', 'test_dataloader.dataset.ann_file=none.json'], 'none.json: No such file'),
+        (['--eval', '--prefix', 'teacher.'], '--eval: expected a whole checkpoint'),
+        (['--agree-images', 'nowhere'], 'expected a folder of images'),
+    ],
+)
+def test_checks_that_cannot_be_made_are_told_before_the_work(compress, tmp_path, arguments, words):
+    error = compress('--out', 'o.riem', '--image-count', '1', *arguments)
+    assert words in error and '\n' not in error
+    assert not list(tmp_path.glob('o.[!r]*')) and not (tmp_path / 'o.riem').exists()
+    assert not (tmp_path / 'o.riem.journal').exists()
 
 
 def test_a_second_run_is_refused_and_disturbs_nothing(compress, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 from mmdet.apis import init_detector
@@ -14,6 +15,7 @@ from mmriem.core.file import reading
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import build_detector
 from mmriem.engine.export import RawOutputs, write_onnx
+from mmriem.engine.onnx_weights import store_weights
 
 needs_onnx = pytest.mark.skipif(
     any(find_spec(name) is None for name in ('onnx', 'onnxscript')), reason='the extra "onnx" is not installed'
@@ -115,6 +117,76 @@ def test_onnx_of_mmdet_detectors(name, tmp_path):
     model = build_detector(config).eval()
     write_onnx(model, tmp_path / 'x.onnx', (96, 128))
     assert_same_outputs(tmp_path / 'x.onnx', model, (96, 128))
+
+
+@needs_onnx
+@pytest.mark.parametrize(('form', 'share', 'error'), [('fp16', 0.6, 1e-3), ('int8', 0.37, 0.03)])
+def test_weights_in_fewer_bits_are_smaller_and_say_nearly_the_same(tmp_path, form, share, error):
+    config = read_config('mmdet::yolox/yolox_nano_8xb8-300e_coco.py')
+    torch.manual_seed(0)
+    model = build_detector(config).eval()
+    write_onnx(model, tmp_path / 'whole.onnx', (64, 64))
+    write_onnx(model, tmp_path / 'small.onnx', (64, 64), weights=form)
+    sizes = [(tmp_path / name).stat().st_size for name in ('small.onnx', 'whole.onnx')]
+    assert sizes[0] < share * sizes[1]
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole, small = (run_onnx(tmp_path / name, image) for name in ('whole.onnx', 'small.onnx'))
+    assert list(whole) == list(small)
+    found, wanted = (torch.cat([torch.from_numpy(its).flatten() for its in each.values()]) for each in (small, whole))
+    assert 0 < (found - wanted).norm() < error * wanted.norm()
+
+
+@needs_onnx
+def test_int8_is_within_half_a_step_of_each_channel():
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = {
+        'conv': rng.normal(size=(4, 3, 3, 3)).astype(np.float32),
+        'up': rng.normal(size=(4, 6, 2, 2)).astype(np.float32),
+        'table': rng.normal(size=(9, 8)).astype(np.float32),
+        'shared': rng.normal(size=(4, 4, 3, 3)).astype(np.float32),
+        'bias': rng.normal(size=4).astype(np.float32),
+    }
+    weights['conv'][1] = 0
+    nodes = [
+        helper.make_node('Conv', ['image', 'conv', 'bias'], ['a'], pads=[1, 1, 1, 1]),
+        helper.make_node('Conv', ['a', 'shared'], ['b']),
+        helper.make_node('Mul', ['a', 'shared'], ['c']),
+        helper.make_node('ConvTranspose', ['a', 'up'], ['d']),
+        helper.make_node('MatMul', ['d', 'table'], ['e']),
+    ]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ('image', 'e')]
+    initial = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, 'g', info[:1], info[1:], initial), opset_imports=[helper.make_opsetid('', 18)]
+    )
+    assert store_weights(model, 'int8') == 3
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert {name for name in stored if not name.endswith(('_int8', '_scale'))} == {'shared', 'bias'}
+    for name, axis in (('conv', 0), ('up', 1), ('table', 1)):
+        codes, scale = stored[f'{name}_int8'], stored[f'{name}_scale']
+        assert codes.dtype == np.int8 and scale.shape == (weights[name].shape[axis],)
+        shape = [-1 if at == axis else 1 for at in range(codes.ndim)]
+        error = np.abs(codes * scale.reshape(shape) - weights[name])
+        assert (error <= 0.5001 * scale.reshape(shape)).all()
+    assert not stored['conv_int8'][1].any()
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node[:4]] == ['DequantizeLinear'] * 3 + ['Conv']
+
+
+@needs_onnx
+def test_weights_that_cannot_be_stored_so(tmp_path):
+    model = build_detector(read_config('mmdet::yolox/yolox_nano_8xb8-300e_coco.py')).eval()
+    with pytest.raises(RiemError, match='--weights int4: expected one of fp32, fp16, int8'):
+        write_onnx(model, tmp_path / 'x.onnx', (64, 64), weights='int4')
+    assert not list(tmp_path.iterdir())
+
+
+def test_fewer_bits_are_for_onnx(call_here, tools, riem_file):
+    error = call_here(tools / 'export.py', riem_file, '--to', 'x.pth', '--weights', 'int8')
+    assert '--weights int8: expected with --to NAME.onnx' in error
 
 
 @needs_onnx

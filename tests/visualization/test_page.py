@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mmriem.visualization import report_page
+from mmriem.visualization import ladder_page, report_page
 
 
 def weight(name, shape, bits, distortion=None, metric='inputs', representation='lattice'):
@@ -37,6 +37,9 @@ def report():
     return dict(file='net.riem', source=source, settings={'bits': 4.0}, weights=weights, totals=totals)
 
 
+VOID = ('meta', 'rect', 'line', 'circle', 'polyline', 'img', 'input', 'br')
+
+
 class Rectangles(HTMLParser):
     def __init__(self, page):
         super().__init__()
@@ -47,11 +50,11 @@ class Rectangles(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag == 'rect':
             self.found.append({key: float(dict(attributes)[key]) for key in ('x', 'y', 'width', 'height')})
-        if tag not in ('meta', 'rect', 'line'):
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        if tag not in ('meta', 'rect', 'line'):
+        if tag not in VOID:
             assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -82,7 +85,7 @@ def test_every_weight_and_the_remarks(report):
     for each in report['weights']:
         assert f'<td class=text>{each["name"]}</td>' in page
     assert 'averagely sensitive: <code>backbone.table</code>' in page
-    assert 'too small to gain by it, or left out: <code>head.small</code>' in page
+    assert 'or left out, 8 bytes: <code>head.small</code>' in page
     assert '10.0x' in page and '400 bytes' in page
 
 
@@ -186,3 +189,61 @@ def test_a_contact_sheet_shows_the_images_and_tells_what_they_are(report, said, 
 
 def test_without_images_there_is_no_contact_sheet(report):
     assert '<img' not in report_page(report) and '<h2>Images' not in report_page(report)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'why'),
+    [
+        ({'min_numel': 512}, 'of fewer than 512 elements'),
+        ({'exclude': ['head.*']}, 'left out by --include or --exclude'),
+        ({'include': ['backbone.*']}, 'left out by --include or --exclude'),
+        ({'states': 'as trained'}, 'that have no states in the trained model'),
+    ],
+)
+def test_why_a_weight_stays_dense(report, settings, why):
+    assert f'1 {why}' in report_page({**report, 'settings': settings})
+
+
+def test_what_was_measured(report):
+    agreement = dict(
+        kind='detections',
+        said='on 8 images all is well',
+        objects=7,
+        AP=0.5,
+        AP50=0.75,
+        by_size=dict(small=0.25, medium=None, large=1.0),
+        by_class=[dict(objects=7, AP=0.5, AP50=0.75) | {'class': '<cat>'}],
+    )
+    evaluation = dict(before={'coco/bbox_mAP': 0.5, 'seconds': 3.0}, after={'coco/bbox_mAP': 0.125})
+    worst = [('<1>.png', np.zeros((4, 6, 3), np.uint8))]
+    page = report_page({**report, 'agreement': agreement, 'evaluation': evaluation, 'verdict': 'good'}, worst=worst)
+    Rectangles(page)
+    said = ''.join(Texts(page).words)
+    assert 'On 8 images all is well.' in said and '<cat>' in said and '<1>.png' in said
+    assert '<tr><td>coco/bbox_mAP</td><td>0.5</td><td>0.125</td></tr>' in page
+    assert '<td>small objects</td><td></td><td>25.0 %</td>' in page
+    assert '50.0 %' in page and '<b>good</b>' in page and page.count('<img ') == 1
+
+
+def test_the_page_of_a_ladder():
+    rows = [
+        dict(
+            bits=bits,
+            bytes=1000 * bits,
+            bytes_fp32=32000,
+            bytes_fp16=16000,
+            file=f'<n>-{bits}bit.riem',
+            predicted_error=0.3 / bits,
+            verdict='good',
+            expected='expect little',
+            agreement=0.9,
+        )
+        for bits in (4, 2)
+    ]
+    page = ladder_page('a & b', [*rows, dict(bits=0.1, refused='too small')], rows[1])
+    Rectangles(page)
+    said = ''.join(Texts(page).words)
+    assert 'Take <n>-2bit.riem: expect little.' in said and '1/16.0' in said and 'refused' in said
+    assert 'href="&lt;n&gt;-4bit.html"' in page and page.count('<circle') == 4
+    lone = ladder_page('a', [rows[0]], None)
+    assert 'None of these sizes is good' in lone and '<circle' not in lone
