@@ -138,17 +138,18 @@ class MetricSums:
         """How far the covariances of both together are likely to be off, told by what each of them finds.
 
         Args:
-            other: of other images, about as many.
+            other: of other images.
 
         Returns:
             Of each block the squared error ``(groups,)`` float64, summed over all pairs of different columns.
         """
-        of_inputs = self._exponents(other)[0]
+        of_inputs, of_energy = self._exponents(other)
+        its_share = 1 / (1 + self.energy / (other.energy * 2.0**of_energy))
         found = []
         for mine, its in zip(self._moments(), other._moments(2.0**of_inputs)):
             pairs = zip(_covariances(*mine), _covariances(*its))
             squares = (_squares(covariances - others) for (_, covariances), (_, others) in pairs)
-            found.append(functools.reduce(torch.add, squares) / 4)
+            found.append(functools.reduce(torch.add, squares) * its_share * (1 - its_share))
         return found
 
     def _moments(self, unit: float = 1.0) -> Iterator[tuple[Tensor, Tensor, float]]:

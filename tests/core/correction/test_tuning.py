@@ -228,8 +228,8 @@ def probe(others=True):
     return ImageProbe(OTHERS, 8, {'kind': 'smooth'}, made)
 
 
-def compressed(model, steps, **options):
-    settings = Settings.of(bits=2.5, min_numel=100, tuning=steps, **options)
+def compressed(model, steps, bits=2.5, **options):
+    settings = Settings.of(bits=bits, min_numel=100, tuning=steps, **options)
     return compress(model, settings, probe=probe(), dataset_meta={}, source=SOURCE)
 
 
@@ -242,7 +242,12 @@ def with_weights(compressed):
 def test_a_compressed_network_is_tuned_within_its_budget(reference):
     plain, better = compressed(reference, 0), compressed(reference, 200)
     assert better.report['totals']['bits_per_weight'] <= 2.5
-    assert error(with_weights(better), reference) < 0.9 * error(with_weights(plain), reference)
+    errors = [
+        [error(with_weights(compressed(reference, steps, bits)), reference) for steps in (0, 200)]
+        for bits in (2.4, 2.6, 2.8, 3.0)  # at a single one rounding may have luck
+    ]
+    before, after = (sum(values) for values in zip(*errors))
+    assert after < 0.9 * before
     told = better.report['totals']['tuning']
     assert told['kept'] and told['after'] < told['before'] and better.report['settings']['tuning'] == 200
     assert plain.report['totals']['tuning'] is None and 'tune' not in plain.report['totals']['stages']

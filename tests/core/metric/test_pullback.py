@@ -120,7 +120,8 @@ def shrunk(halves):
     blocks, off = total[0] / total[2], covariances(*total)
     if len(halves) == 1:
         return blocks
-    chance = (covariances(*halves[0]) - covariances(*halves[1])).square().sum((1, 2)) / 4
+    chance = (covariances(*halves[0]) - covariances(*halves[1])).square().sum((1, 2))
+    chance *= halves[0][2] * halves[1][2] / total[2] ** 2
     share = (chance / off.square().sum((1, 2))).clamp_max(1)
     return blocks - share[:, None, None] * off
 
