@@ -60,7 +60,7 @@ def test_samples_of_the_mutants_are_sound(monkeypatch):
         assert fuzz_riem.repaired(fuzz_riem.Parts.of(data)).text() == fuzz_riem.Parts.of(data).text()
 
 
-TRIALS = '''
+TRIALS = """
 import os, sys, time
 from trials import FINDING, Result, Trial, run_trials
 
@@ -81,7 +81,7 @@ for process in (1, 2):
     tally = run_trials(Trial(lambda number: number, judge), range(9), process)
     print(sorted((result.number, result.outcome[len(FINDING):].split()[0]) for result in tally.findings))
     print(tally.counts['a way', 'as it should be'])
-'''
+"""
 
 
 def test_trials_that_crash_raise_hang_or_take_memory_are_counted_and_the_others_go_on(tmp_path):
