@@ -437,7 +437,7 @@ def main() -> int:
     start, numbers = time.perf_counter(), args.only or range(args.count)
     tally = run_trials(Trial(make, judge), numbers, args.processes)
     print(tally.table())
-    print(f'{len(numbers):,} files, seed {args.seed}, {len(tally.findings)} findings')
+    print(f'{tally.total:,} files, seed {args.seed}, {len(tally.findings)} findings')
     print(f'{time.perf_counter() - start:.0f} s', file=sys.stderr)
     return 1 if tally.findings else 0
 
