@@ -258,6 +258,38 @@ def test_lists_that_share_lists_take_no_more_than_they_are(tmp_path):
         tree = tree[0]
 
 
+COMPLEX = b'cbuiltins\ncomplex\n'
+
+
+def key_of_one_hash(number):
+    """A complex number whose hash is that of zero: a million of them would take hours to be put into a dictionary."""
+    return COMPLEX + b'G' + struct.pack('>d', -1000003.0 * number) + b'G' + struct.pack('>d', number) + b'\x86R'
+
+
+@pytest.mark.parametrize(
+    ('opening', 'value', 'closing'),
+    [
+        (b'}(', b'N', b'u'),
+        (b'\x8f(', b'', b'\x90'),
+        (b'cbuiltins\nset\n](', b'', b'e\x85R'),
+        (b'ccollections\nOrderedDict\n](', b'N\x86', b'e\x85R'),
+    ],
+)
+def test_many_keys_of_one_hash_are_refused(tmp_path, opening, value, closing):
+    path = tmp_path / 'keys.pth'
+
+    def read(count):
+        keys = b''.join(key_of_one_hash(number) + value for number in range(1, count + 1))
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('archive/data.pkl', b'\x80\x04' + opening + keys + closing + b'.')
+        return read_plain(path, {})
+
+    found = read(1000)
+    assert len(found) == 1000 and {hash(key) for key in found} == {0}
+    with pytest.raises(pickle.UnpicklingError, match='more than 1000 keys, and a complex among them'):
+        read(1001)
+
+
 def test_a_tensor_repeated_beyond_measure_is_refused(tmp_path):
     small = read_plain(save(tmp_path, {'w': torch.ones(1).expand(1000, 1000)}), {})['w']
     assert small.shape == (1000, 1000) and small.stride() == (0, 0)

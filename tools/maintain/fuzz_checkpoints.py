@@ -141,7 +141,7 @@ def main() -> int:
         numbers = args.only or [*range(len(every)), *commands]
         tally = run_trials(Trial(make, judge_one), numbers, args.processes)
     print(tally.table())
-    print(f'{len(numbers):,} readings of {len(every):,} checkpoints, {len(tally.findings)} findings')
+    print(f'{tally.total:,} readings of {len(every):,} checkpoints, {len(tally.findings)} findings')
     print(f'{time.perf_counter() - start:.0f} s', file=sys.stderr)
     return 1 if tally.findings else 0
 

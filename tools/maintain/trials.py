@@ -13,6 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -81,6 +82,11 @@ class Tally:
             self.findings.append(result)
             print(f'{result.number} {result.way}: {result.outcome}: {result.detail}', file=sys.stderr, flush=True)
 
+    @property
+    def total(self) -> int:
+        """How many have run."""
+        return sum(self.counts.values())
+
     def table(self) -> str:
         """In Markdown: ways down, outcomes across."""
         outcomes = sorted({outcome for _, outcome in self.counts})
@@ -94,7 +100,7 @@ class Tally:
 
 
 def run_trials(trial: Trial, numbers: Sequence[int], processes: int) -> Tally:
-    """Run the trials of these numbers in forks of this process.
+    """Run the trials of these numbers in forks of this process; SIGTERM ends them early, and what has run is told.
 
     Args:
         trial: what is done for each.
@@ -102,17 +108,21 @@ def run_trials(trial: Trial, numbers: Sequence[int], processes: int) -> Tally:
         processes: at a time, each with a share of the numbers.
     """
     tally = Tally()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     workers = [_Worker(trial, numbers[start::processes]) for start in range(processes)]
     open_ones = {worker.connection: worker for worker in workers if worker.left}
-    while open_ones:
-        heard = wait(list(open_ones), SILENCE)
-        for connection in heard or list(open_ones):
-            worker = open_ones.pop(connection)
-            for result in worker.results(is_silent=not heard):
-                tally.add(result)
-            if worker.left:
-                open_ones[worker.connection] = worker
+    with suppress(KeyboardInterrupt):
+        while open_ones:
+            heard = wait(list(open_ones), SILENCE)
+            for connection in heard or list(open_ones):
+                worker = open_ones.pop(connection)
+                for result in worker.results(is_silent=not heard):
+                    tally.add(result)
+                if worker.left:
+                    open_ones[worker.connection] = worker
     for worker in workers:
+        if worker.left:
+            worker.process.kill()
         worker.process.join()
     return tally
 
@@ -152,7 +162,8 @@ class _Worker:
 
 
 def _work(trial: Trial, numbers: Sequence[int], connection: Connection) -> None:
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for number_of_signal in (signal.SIGPROF, signal.SIGTERM):
+        signal.signal(number_of_signal, signal.SIG_DFL)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_addresses() + ADDRESSES, hard))
     for number in numbers:

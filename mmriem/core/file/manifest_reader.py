@@ -55,8 +55,12 @@ def _inflate(compressed: bytes, where: str, limits: Limits) -> bytes:
         text = inflater.decompress(compressed, limits.json_bytes)
     except zlib.error as error:
         raise RiemError(f'{where}: expected a zlib-compressed manifest, found {error}') from error
-    if not inflater.eof or inflater.unused_data:
-        raise RiemError(f'{where}: expected a manifest of at most {limits.json_bytes} bytes and nothing after it')
+    if not inflater.eof:
+        with naming(where):
+            limits.require('json_bytes', len(text) + 1, 'bytes of a manifest, written out')
+        raise RiemError(f'{where}: expected a whole zlib-compressed manifest, found one that is cut off')
+    if inflater.unused_data:
+        raise RiemError(f'{where}: expected nothing after the manifest, found {len(inflater.unused_data)} bytes')
     return text
 
 

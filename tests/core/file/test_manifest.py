@@ -434,6 +434,9 @@ def test_plain_json_bounds_the_depth():
 
 def test_bytes_after_the_compressed_manifest_and_a_missing_checksum_are_refused():
     compressed = compress_manifest(example())
-    for damaged in (compressed + b'\0', compressed + compressed, compressed[:-1], compressed[:-4]):
-        with pytest.raises(RiemError, match=r'x: .* nothing after it'):
+    for damaged, found in ((compressed + b'\0', '1 bytes'), (compressed * 2, f'{len(compressed)} bytes')):
+        with pytest.raises(RiemError, match=f'x: expected nothing after the manifest, found {found}'):
+            expand_manifest(damaged, 'x')
+    for damaged in (compressed[:-1], compressed[:-4]):
+        with pytest.raises(RiemError, match=r'x: .* cut off'):
             expand_manifest(damaged, 'x')
