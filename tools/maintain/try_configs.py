@@ -318,7 +318,9 @@ def _live(outputs: Outputs) -> str:
     except (RiemError, LookupError):  # it cannot run, or a part needs what another has left: then the weights tell
         pairs = list(zip(_decoded(live), _decoded(stock)))
     for found, wanted in pairs:
-        near = torch.isclose(found, wanted, rtol=0.0, atol=SAME * float(wanted.nan_to_num(0.0, 0.0, 0.0).abs().max()), equal_nan=True)
+        near = torch.isclose(
+            found, wanted, rtol=0.0, atol=SAME * float(wanted.nan_to_num(0.0, 0.0, 0.0).abs().max()), equal_nan=True
+        )
         if near.float().mean() < 1 - TIES:
             raise RiemError(f'outputs differ by {_apart(found, wanted):.1g}')
     return 'yes'
