@@ -26,7 +26,8 @@ def in_one_line(error: BaseException) -> str:
     while behind := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
         first = behind
     told = _told(error)
-    return told if str(first) in str(error) else f'{told}, because of {_told(first)}'
+    is_said = str(first) in str(error) or _told(first) == told
+    return told if is_said else f'{told}, because of {_told(first)}'
 
 
 def _told(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -70,7 +71,7 @@ class Pipeline:
             except RiemError:
                 raise
             except Exception as error:  # steps are anybody's code
-                raise _failure(number, name, error) from error
+                raise _failure(number, name, error, reads=not self.loader) from error
             if sample is None:
                 raise RiemError(
                     f'test pipeline: expected step {number}, {name}, to keep the image, found that it rejects it; '
@@ -108,7 +109,7 @@ def pipeline_steps(config: Config) -> list[dict[str, Any]]:
     Raises:
         RiemError: there are none.
     """
-    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = _test_set(config)
     steps: list[dict[str, Any]] = []
     while dataset:
         steps = [*(dataset.get('pipeline') or []), *steps]
@@ -123,10 +124,17 @@ def pipeline_steps(config: Config) -> list[dict[str, Any]]:
 
 def inner_test_set(config: Config) -> dict[str, Any]:
     """The settings of a config's test set, of the first one where it has several; empty where it has none."""
-    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    dataset = _test_set(config)
     while _inner(dataset):
         dataset = _inner(dataset)
     return dataset
+
+
+def _test_set(config: Config) -> dict[str, Any]:
+    """The settings of a config's test set, which may be a wrapper; of the first loader where there is a list."""
+    loader = config.get('test_dataloader') or {}
+    loader = loader[0] if isinstance(loader, (list, tuple)) else loader
+    return loader.get('dataset') or {}
 
 
 def type_name(step: Any) -> str:
@@ -149,7 +157,7 @@ def input_size(steps: list[dict[str, Any]]) -> tuple[int, int] | None:
         if isinstance(scale, int):
             return scale, scale
         if isinstance(scale, (tuple, list)) and len(scale) == 2 and min(scale) > 0:
-            return _bounded(int(scale[0]), int(scale[1]))
+            return _bounded(*scale)
     return None
 
 
@@ -168,15 +176,17 @@ def resized(steps: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str
     return changed
 
 
-def _bounded(width: int, height: int) -> tuple[int, int]:
-    """A side without a bound, such as 1e9 beside 800, is as long as images are: 4 by 3.
+def _bounded(width: float, height: float) -> tuple[int, int] | None:
+    """A side without a bound, such as 1e9 beside 800, is as long as images are: 4 by 3; None where both have none.
 
-    >>> _bounded(10**9, 96), _bounded(1333, 800)
-    ((128, 96), (1333, 800))
+    >>> _bounded(10**9, 96), _bounded(96, math.inf), _bounded(1333, 800)
+    ((128, 96), (96, 128), (1333, 800))
     """
     short, long = sorted((width, height))
-    long = min(long, short * 4 // 3) if long > 16 * short else long
-    return (long, short) if width > height else (short, long)
+    if not math.isfinite(short):
+        return None
+    long = min(long, int(short) * 4 // 3) if long > 16 * short else long
+    return (int(long), int(short)) if width > height else (int(short), int(long))
 
 
 def _inner(dataset: dict[str, Any]) -> dict[str, Any] | None:
@@ -233,10 +243,12 @@ def _built(number: int, step: dict[str, Any]) -> Any:
         raise _failure(number, type_name(step), error) from error
 
 
-def _failure(number: int, name: str, error: Exception) -> RiemError:
+def _failure(number: int, name: str, error: Exception, reads: bool = False) -> RiemError:
+    """What to tell of a step; one that may read files, since no loader is there, takes them of a folder."""
+    remedy = 'give images that it reads with --images DIR' if reads else 'mend the config'
     return RiemError(
-        f'test pipeline: expected step {number}, {name}, to run on an image, found {in_one_line(error)}; mend the '
-        'config, or use --metric identity'
+        f'test pipeline: expected step {number}, {name}, to run on an image, found {in_one_line(error)}; {remedy}, or '
+        'use --metric identity'
     )
 
 

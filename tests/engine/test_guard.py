@@ -51,6 +51,16 @@ def test_errors_of_the_project_and_ends_of_the_program_pass():
         assert caught.value is error
 
 
+def test_a_long_reason_that_is_told_again_is_told_once():
+    try:
+        try:
+            raise TypeError('x' * 300)
+        except TypeError as error:
+            raise TypeError(f'{error}, again') from error
+    except TypeError as error:
+        assert 'because' not in in_one_line(error)
+
+
 def test_a_reason_has_one_line_and_its_cause():
     try:
         try:

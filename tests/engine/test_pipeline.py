@@ -1,5 +1,7 @@
 """The steps of a test pipeline, without what reads files."""
 
+import math
+
 import numpy as np
 import pytest
 from mmcv.transforms import BaseTransform, LoadImageFromFile
@@ -134,7 +136,15 @@ def test_proposals_of_a_file_are_random_boxes_within_the_image():
     assert boxes[:, 2].max() <= 32 and boxes[:, 2].max() > 16 and boxes[:, 3].max() <= 16
 
 
+def test_the_first_of_several_test_loaders_counts():
+    steps = [dict(type='Resize', scale=(48, 32))]
+    config = Config(dict(test_dataloader=[dict(dataset=dict(type='A', pipeline=steps)), dict(dataset=dict(type='B'))]))
+    assert inner_test_set(config)['type'] == 'A' and input_size(pipeline_steps(config)) == (48, 32)
+
+
 def test_a_side_without_a_bound_is_as_long_as_images_are():
+    assert input_size([dict(type='Resize', scale=(math.inf, 96))]) == (128, 96)
+    assert input_size([dict(type='Resize', scale=(math.inf, math.inf))]) is None
     assert input_size([dict(type='Resize', scale=(96, 1e9), keep_ratio=True)]) == (96, 128)
     assert input_size([dict(type='Resize', scale=(10**9, 96), keep_ratio=True)]) == (128, 96)
     assert input_size([dict(type='Resize', scale=(1600, 400))]) == (1600, 400)

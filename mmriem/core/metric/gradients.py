@@ -81,6 +81,26 @@ def tolerant_gradients() -> Iterator[None]:
         yield
 
 
+CHANGED = 'modified by an inplace operation'
+"""What torch says where a gradient needs values that are no longer there, see `saved_copies`."""
+
+
+@contextmanager
+def saved_copies() -> Iterator[None]:
+    """Within, this thread keeps copies of what gradients need, so that networks may change the tensors themselves."""
+    _keeping.copies = True
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda tensor: tensor):
+            yield
+    finally:
+        _keeping.copies = False
+
+
+def keeps_copies() -> bool:
+    """Whether this thread is within `saved_copies`."""
+    return getattr(_keeping, 'copies', False)
+
+
 @contextmanager
 def _without_inference_mode() -> Iterator[None]:
     """Within, ``inference_mode`` does nothing in this thread; it has no hook, so its class is told."""

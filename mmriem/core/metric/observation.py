@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..weights.views import WeightView
+from .gradients import keeps_copies
 from .metric import MetricSums, parts
 
 POSITIONS = 4096
@@ -85,6 +86,8 @@ class Watch(TorchFunctionMode):
         generator = torch.Generator().manual_seed(zlib.crc32(f'{view.name} {number} {self._seed}'.encode()))
         see = {F.linear: _linear_columns, F.conv2d: _columns, F.conv_transpose2d: _transposed_columns}[function]
         shape = output.shape
+        if keeps_copies():
+            call = {**call, 'input': call['input'].detach().clone()}
 
         def receive(gradient: Tensor) -> None:
             with torch.no_grad(), torch._C.DisableTorchFunction():

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 
 import torch
@@ -33,7 +33,7 @@ from ..execution.tasks import Progress, Task, run_all
 from ..execution.workers import join, split
 from ..images.probe import Output, Probe, frozen_copy
 from ..weights.views import WeightView
-from .gradients import tolerant_gradients
+from .gradients import CHANGED, saved_copies, tolerant_gradients
 from .metric import Metric, MetricSums
 from .observation import Watch
 
@@ -80,8 +80,19 @@ def each_metric(
 
     def work(lane: list[tuple[int, tuple[int, int]]], progress: Progress) -> dict[str, MetricSums]:
         own, sums = frozen_copy(model), dict[str, MetricSums]()
+        saving: Callable[[], AbstractContextManager] = nullcontext
         for done, (number, batch) in enumerate(lane, 1):
-            _add_batch(sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
+            place = (sums, own, views, probe, batch, ((seed << 20) + number) % (1 << 63))
+            try:
+                with saving():
+                    _add_batch(*place)
+            except RiemError as error:
+                if done > 1 or CHANGED not in str(error):
+                    raise
+                saving = saved_copies
+                sums.clear()  # of a part of the backward pass
+                with saving():
+                    _add_batch(*place)
             progress(done / len(lane))
         return sums
 

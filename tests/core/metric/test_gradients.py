@@ -81,10 +81,10 @@ def iterated_elsewhere(net, x):
     return net.second(x * torch.tensor([2.0, 1.0]).view(2, 1, 1, 1))
 
 
-def metrics(forward, views=None):
+def metrics(forward, views=None, images=2):
     net = Net(forward).eval()
     torch.manual_seed(1)
-    return collect(net, views or find_weights(net, min_numel=1), ImageProbe(torch.randn(2, 3, 9, 9)))
+    return collect(net, views or find_weights(net, min_numel=1), ImageProbe(torch.randn(images, 3, 9, 9)))
 
 
 def assert_same(found, wanted):
@@ -126,15 +126,38 @@ def test_weights_that_no_gradient_can_reach_have_no_metric():
     assert set(metrics(refuses)) == {'second.weight'}
 
 
-def test_values_that_a_gradient_needs_are_one_error():
+@pytest.mark.parametrize('images', [2, 70])
+def test_values_that_a_gradient_needs_may_be_changed(images):
+    """Of one batch and of several."""
+
+    def sound(net, x):
+        return net.second(net.first(x).sigmoid())
+
     def spoils(net, x):
         x = net.first(x).sigmoid()
         y = net.second(x)
+        x[..., ::2] += 1
         x.zero_()
         return y
 
-    with pytest.raises(RiemError, match=r"Net: expected gradients of its outputs, found .* metric='identity'"):
-        metrics(spoils)
+    assert_same(metrics(spoils, images=images), metrics(sound, images=images))
+
+
+class WithoutDerivative(torch.autograd.Function):
+    """As somebody writes it who never trains."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError('nobody has written it')
+
+
+def test_a_function_without_a_derivative_is_one_error():
+    with pytest.raises(RiemError, match=r"Net: .* outputs, found nobody has written it; use metric='identity'"):
+        metrics(lambda net, x: net.second(WithoutDerivative.apply(net.first(x))))
 
 
 def test_outputs_without_gradients_are_one_error():
