@@ -109,7 +109,7 @@ def pipeline_steps(config: Config) -> list[dict[str, Any]]:
     Raises:
         RiemError: there are none.
     """
-    dataset = _test_set(config)
+    dataset: dict[str, Any] | None = _test_set(config)
     steps: list[dict[str, Any]] = []
     while dataset:
         steps = [*(dataset.get('pipeline') or []), *steps]
@@ -125,8 +125,8 @@ def pipeline_steps(config: Config) -> list[dict[str, Any]]:
 def inner_test_set(config: Config) -> dict[str, Any]:
     """The settings of a config's test set, of the first one where it has several; empty where it has none."""
     dataset = _test_set(config)
-    while _inner(dataset):
-        dataset = _inner(dataset)
+    while inner := _inner(dataset):
+        dataset = inner
     return dataset
 
 
