@@ -8,6 +8,7 @@ small that it takes seconds.
 
 root = '../shared/data/'
 nncodec_cifar = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-15, -18, -20, -21, -22, -24)]
+nncodec_lite = [dict(qp=qp, bnf=True, nonweight_qp=-40) for qp in (-24, -28, -32, -36)]
 nncodec_yolox = [dict(qp=qp) for qp in (-20, -24, -28, -32, -36)]
 
 
@@ -29,6 +30,20 @@ networks = [
     for name, rates, plain in (
         ('resnet20', (1.0, 1.3, 1.5, 1.6, 1.7, 1.75, 1.8, 1.85, 1.9, 2.0, 2.2, 2.6, 3.0, 4.0), (1.7, 1.8)),
         ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.9, 3.0), (1.2, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.7, 2.2)),
+    )
+]
+networks += [
+    dict(
+        name='efficientnet_lite0',
+        type='classifier',
+        architecture='efficientnet_lite0',
+        checkpoint=f'{root}imagenet_mini/efficientnet_lite0.pth',
+        images=f'{root}imagenet_mini/val',
+        settings={
+            'nncodec': nncodec_lite,
+            'mmriem lattice': lattice(2.0, 2.5, 3.0, 3.5, 4.0, 4.5, synthesis=40),
+            'mmriem default': [dict(synthesis=40)],
+        },
     )
 ]
 networks += [

@@ -56,6 +56,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--values', nargs='+', type=ast.literal_eval, required=True, help='what it is to be')
     parser.add_argument('--bits', nargs='+', type=float, required=True, help='bits of the file per weight')
     parser.add_argument('--tune', type=int, default=0, help='steps of training norms and biases (default: 0)')
+    parser.add_argument('--synthesis', type=int, default=0, help='steps that images are optimised by (default: 0)')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of each compression')
     return parser.parse_args()
 
@@ -112,7 +113,7 @@ def main() -> None:
     rows = []
     for entry in network_entries(read_config(args.config).to_dict(), args.networks, args.data_root):
         network = build_network({key: value for key, value in entry.items() if key != 'settings'})
-        probe = network.probe()
+        probe = network.probe(args.synthesis)
         for value in args.values:
             rows.append(row_of(network, probe, value, args))
             print({name: rows[-1][name] for name in ('network', 'value', 'accuracies')}, file=sys.stderr, flush=True)

@@ -24,6 +24,9 @@ from ..weights.views import WeightView
 MAX_COLUMNS = 6144
 """Most columns of a block of the metric: correlations between columns of different blocks are left out."""
 
+SHRINKAGE = 1.0
+"""Share of the chance in covariances that is taken out of them: 0 takes what few images tell for the truth."""
+
 ROWS = 512
 """Rows of a block whose covariances are worked out at a time, so that they take little memory."""
 
@@ -196,7 +199,7 @@ def _squares(covariances: Tensor) -> Tensor:
 def _shrink(second: Tensor, first: Tensor, chance: Tensor) -> None:
     """Take from moments, in place, the share of their covariances that is chance."""
     squares = functools.reduce(torch.add, (_squares(covariances) for _, covariances in _covariances(second, first)))
-    share = (chance / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp_max(1).to(second)
+    share = (SHRINKAGE * chance / squares.clamp_min(torch.finfo(squares.dtype).tiny)).clamp_max(1).to(second)
     for rows, covariances in _covariances(second, first):
         second[:, rows] -= share[:, None, None] * covariances
 
