@@ -39,9 +39,29 @@ def test_a_folder_of_configs_compresses_or_says_in_one_line_why_not(folder, tmp_
 
 def test_the_page_names_each_reason_once():
     rows = [
-        dict(folder='a', config='a.py', detector='A', pullback='yes', identity='yes', live='yes', TTA='no: masks'),
+        dict(
+            folder='a',
+            config='a.py',
+            detector='A',
+            weights='2 of 3',
+            pullback='yes',
+            identity='yes',
+            live='yes',
+            TTA='no: masks',
+        ),
         dict(folder='b', config='b.py', why='no: /some/where/x.onnx: no | such'),
     ]
     page = MODULE['table'](rows)
-    assert '| a | a.py | A | yes | yes | yes | not tried | [1](#reasons) |' in page
-    assert page.count('x.onnx: no / such') == 1 and '/some/where' not in page and '2. x.onnx' in page
+    assert '| a | a.py | A | 2 of 3 | yes | yes | yes | not tried | [1](#reasons) |' in page
+    assert page.count('ONNX: no / such') == 1 and '/some/where' not in page and '2. ONNX: no' in page
+
+
+def test_of_each_kind_the_smallest_and_the_last_weight_are_taken():
+    elements = {'a.0.w': 600, 'a.1.w': 512, 'a.2.w': 700, 'b.w': 900, 'c.w': 10**6}
+    assert MODULE['of_each_kind'](elements) == ('a.1.w', 'a.2.w', 'b.w')
+
+
+def test_random_detectors_are_the_same_whatever_memory_holds():
+    config = MODULE['narrowed'](MODULE['read_config'](MODULE['stock_configs']()['detr']))
+    first, second = (MODULE['trial'].__globals__['_random_detector'](config).state_dict() for _ in range(2))
+    assert all(first[name].isfinite().all() and first[name].equal(second[name]) for name in first)

@@ -99,9 +99,14 @@ def test_onnx(call_here, tools, tiny_config, riem_file, tmp_path, capsys):
     assert told['classes'] == ['square', 'bar'] and [p.name for p in tmp_path.iterdir()] == ['x.onnx']
 
 
+RESNET = {'backbone.base_channels': 8, 'neck.in_channels': [32, 64, 128, 256]}
 HEADS = {
-    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': {'backbone.base_channels': 8, 'neck.in_channels': [32, 64, 128, 256]},
-    'atss/atss_r50_fpn_1x_coco': {'backbone.base_channels': 8, 'neck.in_channels': [32, 64, 128, 256]},
+    'autoassign/autoassign_r50-caffe_fpn_1x_coco': RESNET,
+    'foveabox/fovea_r50_fpn_4xb4-1x_coco': RESNET,
+    'fsaf/fsaf_r50_fpn_1x_coco': RESNET,
+    'gfl/gfl_r50_fpn_1x_coco': RESNET,
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': RESNET,
+    'atss/atss_r50_fpn_1x_coco': RESNET,
     'swin/retinanet_swin-t-p4-w7_fpn_1x_coco': {'backbone.embed_dims': 24, 'neck.in_channels': [48, 96, 192]},
     'yolox/yolox_nano_8xb8-300e_coco': {},
     'rtmdet/rtmdet_tiny_8xb32-300e_coco': {},

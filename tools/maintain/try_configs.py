@@ -30,6 +30,7 @@ from typing import Any
 import cv2
 import mmdet
 import mmdet.apis  # once for all forks, and so the others that registries import
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
@@ -415,6 +416,8 @@ def tta(outputs: Outputs) -> str:
     picture = outputs.riem.with_suffix('.png')
     cv2.imwrite(str(picture), procedural_images(1, SIDE, SIDE)[0].permute(1, 2, 0).numpy())
     sample = {'img_path': str(picture), 'img_id': 0, 'instances': [], 'height': SIDE, 'width': SIDE}
+    boxes = np.array([[0, 0, SIDE, SIDE], [SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2]], np.float32)
+    sample['proposals'] = {'bboxes': boxes, 'scores': np.ones(len(boxes), np.float32)}
     with torch.no_grad(), guarded(model, 'predict on an image and its mirror image', remedy='evaluate without --tta'):
         (found,) = model.test_step(pseudo_collate([Compose(config.tta_pipeline)(sample)]))
     return 'yes' if found.pred_instances.bboxes.shape[1] == 4 else 'no boxes'
@@ -490,6 +493,8 @@ def table(rows: list[dict[str, str]]) -> str:
 def _general(reason: str) -> str:
     """A reason without what is only of this machine and this run."""
     reason = reason.removeprefix('no: ').replace(f'{STOCK}/', '')
+    reason = re.sub(r'^\S+\.onnx: ', 'ONNX: ', reason)
+    reason = re.sub(r'(whose raw outputs are tensors, found) \w+', r'\1 another', reason)
     reason = re.sub(r', the current sys\.path is: .*?(?=, because)', '', reason)
     reason = re.sub(r'(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+', lambda found: Path(found[0]).name, reason)
     return reason.replace('|', '/').replace('<', '&lt;')
