@@ -25,8 +25,8 @@ LEVELS = (
 )
 """Up to that predicted error, expect that."""
 
-VERDICTS = ((0.1, 'visually lossless'), (0.3, 'good'), (HOPELESS, 'lossy'), (math.inf, 'broken'))
-"""Up to that predicted error of the outputs."""
+VERDICTS = ((0.05, 'visually lossless'), (0.1, 'good'), (HOPELESS, 'lossy'), (math.inf, 'broken'))
+"""Up to that predicted error of the outputs, as `LEVELS` has it in sentences."""
 
 
 def verdict(error: float | None) -> str:
