@@ -161,7 +161,8 @@ def test_int8_is_within_half_a_step_of_each_channel():
         helper.make_node('ConvTranspose', ['a', 'up'], ['d']),
         helper.make_node('MatMul', ['d', 'table'], ['e']),
     ]
-    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ('image', 'e')]
+    shapes = {'image': [1, 3, 8, 8], 'e': [None] * 4}
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     initial = [numpy_helper.from_array(values, name) for name, values in weights.items()]
     model = helper.make_model(
         helper.make_graph(nodes, 'g', info[:1], info[1:], initial), opset_imports=[helper.make_opsetid('', 18)]
