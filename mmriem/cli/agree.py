@@ -16,6 +16,7 @@ from mmriem.core.errors import RiemError
 from mmriem.engine.agreement import SCORE, SIZES, Reference, in_words
 from mmriem.engine.config import read_config
 from mmriem.engine.detector import init_detector
+from mmriem.engine.expectation import expected_by_agreement
 from mmriem.engine.judge import IMAGES
 from mmriem.engine.probe import build_probe
 from mmriem.engine.terminal import plain_console
@@ -111,8 +112,8 @@ def command(args: argparse.Namespace) -> None:
         print(json.dumps(told, indent=1))
         return
     console = plain_console(120)
-    sentence = in_words(agreement.figures)
-    console.print(f'{sentence[:1].upper()}{sentence[1:]}.', soft_wrap=True)
+    for sentence in (in_words(agreement.figures), *expected_by_agreement(agreement.figures)):
+        console.print(f'{sentence[:1].upper()}{sentence[1:]}.', soft_wrap=True)
     for table in tables(agreement.figures):
         console.print(table)
     console.print(f'written: {out / "agreement.json"}', soft_wrap=True)

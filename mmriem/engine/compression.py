@@ -45,7 +45,7 @@ from .checkpoint import load_into, read_checkpoint, without_prefix
 from .config import read_config
 from .detector import build_detector, dataset_meta
 from .drawing import with_visualizer
-from .expectation import HOPELESS, notes, verdict
+from .expectation import HOPELESS, expected_by_agreement, notes, verdict
 from .judge import Checks, Judge, main_metric
 from .loading_config import LoadingConfig
 from .outputs import WRITING, Outputs
@@ -298,7 +298,7 @@ def write_outputs(
     opened.loading.write(outputs.config)
     told, worst = judge.judge(compressed.archive, outputs.riem) if judge is not None else ({}, [])
     report.update(told)
-    report['notes'] += measured(report)
+    report['notes'] += [*expected_by_agreement(report.get('agreement')), *measured(report)]
     write_whole(outputs.page, report_page({**report, 'evaluate': _evaluation(outputs)}, pictures, worst))
     report.update(outputs.signature(identity))
     write_whole(outputs.report, json.dumps(report, indent=1) + '\n')  # the last one, as it says that all are there

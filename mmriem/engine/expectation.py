@@ -13,7 +13,7 @@ from typing import Any
 
 from mmriem.core.weights.views import DEFAULT_MIN_NUMEL
 
-__all__ = ['HOPELESS', 'VERDICTS', 'expected_loss', 'notes', 'verdict']
+__all__ = ['HOPELESS', 'VERDICTS', 'expected_by_agreement', 'expected_loss', 'kept_range', 'notes', 'verdict']
 
 HOPELESS = 1.0
 """Predicted error above which outputs are wrong by more than they say."""
@@ -25,8 +25,8 @@ LEVELS = (
 )
 """What to expect of a file up to a predicted error."""
 
-VERDICTS = ((0.1, 'visually lossless'), (0.3, 'good'), (HOPELESS, 'lossy'), (math.inf, 'broken'))
-"""Up to that predicted error of the outputs."""
+VERDICTS = ((0.05, 'visually lossless'), (0.1, 'good'), (HOPELESS, 'lossy'), (math.inf, 'broken'))
+"""Up to that predicted error of the outputs, as `LEVELS` has it in sentences."""
 
 
 def verdict(error: float | None) -> str:
@@ -36,6 +36,36 @@ def verdict(error: float | None) -> str:
     ('visually lossless', 'lossy', 'not predicted')
     """
     return 'not predicted' if error is None else next(word for most, word in VERDICTS if error <= most)
+
+
+LEAST_LOST = 0.2
+"""A detector loses at least this part of what its agreement lacks, and at most all of it. So did the files of
+docs/agreement.md."""
+
+
+def kept_range(agreement: float) -> tuple[float, float]:
+    """Least and most share of its mAP that a detector keeps, by its AP against the original on real images.
+
+    >>> kept_range(0.9)
+    (0.9, 0.98)
+    """
+    return agreement, 1 - LEAST_LOST * (1 - agreement)
+
+
+def expected_by_agreement(figures: Mapping[str, Any] | None) -> list[str]:
+    """A sentence on the accuracy of a file, by its agreement with the original; none where that tells nothing.
+
+    On procedural images detectors differ much that hardly lose, and of classifiers no such range is known.
+
+    Args:
+        figures: see `mmriem.engine.agreement.Agreement`.
+    """
+    if not figures or figures['kind'] != 'detections' or figures['images'].get('kind') != 'folder':
+        return []
+    if figures['AP'] is None:
+        return []
+    least, most = (100 * share for share in kept_range(figures['AP']))
+    return [f'by its agreement expect it to keep {least:.0f} to {most:.0f} % of its mAP, as measured detectors did']
 
 
 def expected_loss(error: float | None) -> str:

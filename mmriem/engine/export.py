@@ -21,7 +21,7 @@ from mmriem.core.errors import RiemError
 from mmriem.stock import written_whole
 
 from .guard import guarded, in_one_line
-from .onnx_weights import store_weights
+from .onnx_weights import require_form, store_weights
 
 __all__ = ['write_onnx']
 
@@ -56,6 +56,7 @@ def write_onnx(
         RiemError: the packages of the extra `onnx` are not installed, the detector is of another kind, or `target`
             exists and `force` is not given.
     """
+    require_form(weights)
     absent = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if absent:
         raise RiemError(f'{target}: ONNX needs {" and ".join(absent)}, found none; run pip install onnx onnxscript')

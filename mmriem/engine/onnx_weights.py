@@ -9,7 +9,7 @@ import numpy as np
 
 from mmriem.core.errors import RiemError
 
-__all__ = ['FORMS', 'store_weights']
+__all__ = ['FORMS', 'require_form', 'store_weights']
 
 FORMS = ('fp32', 'fp16', 'int8')
 """Of stored weights."""
@@ -19,6 +19,12 @@ LEAST = 64
 """Elements of a weight; smaller ones stay float32."""
 LEVELS = 127
 """Of int8, on either side of zero."""
+
+
+def require_form(form: str) -> None:
+    """Raise a RiemError where there is no such form."""
+    if form not in FORMS:
+        raise RiemError(f'--weights {form}: expected one of {", ".join(FORMS)}')
 
 
 def store_weights(graph: Any, form: str) -> int:
@@ -34,8 +40,7 @@ def store_weights(graph: Any, form: str) -> int:
     Raises:
         RiemError: there is no such form, the version of the operators is too old, or a weight does not fit fp16.
     """
-    if form not in FORMS:
-        raise RiemError(f'--weights {form}: expected one of {", ".join(FORMS)}')
+    require_form(form)
     if form == 'fp32':
         return 0
     opset = next(each.version for each in graph.opset_import if each.domain in ('', 'ai.onnx'))

@@ -73,7 +73,7 @@ def curve_chart(points: Sequence[tuple[float, float, str]], label: str, *, log: 
     shapes.append(f'<polyline points="{line}" class="curve"/>')
     for (x, y), (*_, told) in zip(places, points):
         shapes.append(f'<g><title>{escape(told)}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="dot"/></g>')
-        shapes.append(_text(x, y - 10, told.partition(':')[0], 'middle'))
+        shapes.append(_text(x + 8, y + (-8 if log else 18), told.partition(':')[0], 'start'))
     shapes.append(_text(LEFT + wide / 2, high + 48, 'size of the file', 'middle'))
     shapes.append(_upright(high / 2 + 10, label))
     return _svg(LEFT + wide + 40, high + 56, shapes, f'{label} over the size of the file')

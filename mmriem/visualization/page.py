@@ -32,7 +32,7 @@ h1 { font-size: 1.5em; margin-bottom: 0; overflow-wrap: anywhere; } h2 { font-si
 .label { fill: var(--soft); } .grid { stroke: var(--line); } .bar { stroke: var(--paper); stroke-width: .4; } .curve { fill: none; stroke: var(--accent); stroke-width: 2; } .dot { fill: var(--accent); }
 g.off { opacity: .12; } tr.off { display: none; } .search { font: inherit; padding: .3em .6em; width: min(26em, 100%); box-sizing: border-box; color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 4px; margin: .3em 0; }
 table { border-collapse: collapse; font-size: 13px; min-width: 50%; } td, th { padding: 2px 8px; text-align: right; white-space: nowrap; } th { border-bottom: 1px solid var(--soft); }
-tr:nth-child(even) td { background: var(--stripe); } td:first-child, th:first-child, td.text, th.text { text-align: left; } .best td { font-weight: 600; }
+tr:nth-child(even) td { background: var(--stripe); } td.long { white-space: normal; overflow-wrap: anywhere; } td:first-child, th:first-child, td.text, th.text { text-align: left; } .best td { font-weight: 600; }
 code, pre { background: var(--stripe); font-size: 13px; } code { padding: 1px 4px; overflow-wrap: anywhere; } pre { padding: .7em; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; } .key + span { margin-right: 1.2em; } img { max-width: 100%; height: auto; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); gap: 1em; color: var(--soft); }
@@ -114,7 +114,7 @@ def ladder_page(title: str, rows: Sequence[Mapping[str, Any]], best: Mapping[str
         points = [(row['bytes'], value(row), f'{row["bits"]:g} bits: {row["file"]}') for row in written]
         if len(points) > 1 and all(point[1] is not None and (point[1] > 0 or not log) for point in points):
             curves.append(f'<h2>{escape(label)}</h2>\n{curve_chart(points, label, log=log)}')
-    return _page(title, [f'<h1>{escape(title)}</h1>', lead, _rungs(rows, best), *curves])
+    return _page(title, [f'<h1>{escape(title)}, several sizes</h1>', lead, _rungs(rows, best), *curves])
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool, Any]]:
@@ -360,7 +360,7 @@ def _table(weights: Sequence[Mapping[str, Any]]) -> str:
 
 def _made(made: Mapping[str, str]) -> str:
     rows = ''.join(
-        f'<tr><td>{escape(key)}</td><td class=text>{escape(value)}</td></tr>\n' for key, value in made.items()
+        f'<tr><td>{escape(key)}</td><td class="text long">{escape(value)}</td></tr>\n' for key, value in made.items()
     )
     return f'<div class="wide"><table>{rows}</table></div>' if rows else ''
 

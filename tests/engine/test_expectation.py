@@ -1,8 +1,19 @@
+import json
 import re
+from pathlib import Path
 
 import pytest
 
-from mmriem.engine.expectation import HOPELESS, LEVELS, expected_loss, notes
+from mmriem.engine.expectation import (
+    HOPELESS,
+    LEVELS,
+    expected_by_agreement,
+    expected_loss,
+    kept_range,
+    notes,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_more_error_is_never_told_as_less_loss():
@@ -51,3 +62,27 @@ def test_weights_that_no_gradient_reached_are_told(metrics, told):
     assert expected.startswith('expect no loss to be seen')
     assert len(others) == (told is not None)
     assert all(re.search(told, other) for other in others)
+
+
+def test_measured_detectors_kept_what_their_agreement_says():
+    rows = json.loads((ROOT / 'docs' / 'agreement' / 'rows.json').read_text())
+    detectors = [row for row in rows if row['real AP50'] is not None]
+    assert len(detectors) >= 8
+    for row in detectors:
+        least, most = kept_range(row['real AP'] / 100)
+        assert least - 0.005 <= row['kept'] <= most + 0.005, row  # half a percent is noise of the test sets
+
+
+@pytest.mark.parametrize(
+    ('figures', 'words'),
+    [
+        (dict(kind='detections', images={'kind': 'folder'}, AP=0.9), ['keep 90 to 98 % of its mAP']),
+        (dict(kind='detections', images={'kind': 'folder'}, AP=None), []),
+        (dict(kind='detections', images={'kind': 'procedural'}, AP=0.9), []),
+        (dict(kind='classes', images={'kind': 'folder'}, top1=0.9), []),
+        (None, []),
+    ],
+)
+def test_what_an_agreement_says(figures, words):
+    told = expected_by_agreement(figures)
+    assert len(told) == len(words) and all(word in sentence for word, sentence in zip(words, told))

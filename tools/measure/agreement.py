@@ -90,9 +90,9 @@ def main() -> None:
             continue  # of an earlier run
         network = build_network({key: value for key, value in entry.items() if key != 'settings'})
         with real_images(network, folders.get(network.name), args.image_count) as real:
-            own = list(measured(network, real, args))
-        rows += own
-        kept.write_text(json.dumps(rows, indent=1) + '\n')
+            for row in measured(network, real, args):
+                rows.append(row)
+                kept.write_text(json.dumps(rows, indent=1) + '\n')
     write(args.out, rows)
     print((args.out / 'table.md').read_text())
 
@@ -223,6 +223,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for number, name in enumerate(names):
             points = [(row[f'{kind} AP'], 100 * row['kept']) for row in rows if row['network'] == name]
             points = sorted(point for point in points if point[0] is not None)
+            if not points:
+                continue
             axes.plot(
                 *zip(*points), marker=MARKERS[number], color=COLOURS[number], label=name, linewidth=1, markersize=5
             )
