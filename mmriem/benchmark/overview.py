@@ -15,7 +15,6 @@ NAMES = {
     'faster-rcnn_swin_bccd': 'Faster R-CNN Swin, blood cells',
     'faster-rcnn_swin_fpn_digits': 'Faster R-CNN Swin, digits (demo)',
     'gfl_r18_fpn_digits': 'GFL R18, digits (demo)',
-    'efficientnet_lite0': 'EfficientNet-Lite0, ImageNet',
     'yolox_nano_coco': 'YOLOX-nano, COCO',
     'resnet56': 'ResNet-56, CIFAR-10',
     'resnet20': 'ResNet-20, CIFAR-10',
