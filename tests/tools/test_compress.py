@@ -36,6 +36,8 @@ unseen = pytest.mark.skip(
     reason='not seen to pass since the representations were split: run it, then take the mark off'
 )
 
+not_run = pytest.mark.skip(reason='not seen to pass yet: run it, then take the mark off')
+
 
 @pytest.fixture
 def compress(call_here, tools, tiny_config, runner_checkpoint):
@@ -538,6 +540,7 @@ def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file,
     assert compress(*arguments).startswith('error: o.json: expected no file of that name')
 
 
+@not_run
 def test_a_ladder_with_its_metrics_and_its_agreement(compress, tmp_path, capsys):
     arguments = ['--bits', '9', '6', '--image-count', '2', '--eval', '--agree', '--no-progress']
     assert compress('--out', 'o.riem', *arguments) is None
@@ -558,6 +561,7 @@ def test_a_ladder_with_its_metrics_and_its_agreement(compress, tmp_path, capsys)
     assert rows[0]['metric']['before'] == rows[1]['metric']['before'] > 0
 
 
+@not_run
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
