@@ -53,6 +53,7 @@ def test_the_page_names_each_reason_once():
     ]
     page = MODULE['table'](rows)
     assert '| a | a.py | A | 2 of 3 | yes | yes | yes | not tried | [1](#reasons) |' in page
+    assert '| b | b.py |  |  | [2](#reasons) |' in page
     assert page.count('ONNX: no / such') == 1 and '/some/where' not in page and '2. ONNX: no' in page
 
 

@@ -470,7 +470,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
     def cell(row: dict[str, str], key: str) -> str:
         told = row.get(key) or row.get('why') or 'not tried'
-        if key in ('folder', 'config', 'detector', 'weights') or told.startswith(('yes', 'not tried')):
+        if key in ('folder', 'config') or told.startswith(('yes', 'not tried')):
             return told
         reason = _general(told)
         if reason not in reasons:
@@ -479,8 +479,8 @@ def table(rows: list[dict[str, str]]) -> str:
 
     lines = ['| ' + ' | '.join(COLUMNS.values()) + ' |', '|---' * len(COLUMNS) + '|']
     for row in sorted(rows, key=lambda row: row['folder']):
-        named = {**row, 'detector': row.get('detector', '')}
-        cells = [named[key] if key == 'detector' else cell(named, key) for key in COLUMNS]
+        named = {'detector': '', 'weights': '', **row}
+        cells = [named[key] if key in ('detector', 'weights') else cell(named, key) for key in COLUMNS]
         lines.append('| ' + ' | '.join(cells) + ' |')
     untried = len(stock_configs()) - len(rows)
     if untried:
