@@ -129,7 +129,7 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         '--images',
         metavar='DIR',
         help='use the images of this folder instead of procedural ones: on a network '
-        'that was trained hard 64 unlabelled ones are worth 0.7 bits a weight against procedural ones, and little '
+        'that was trained hard 64 unlabelled ones are worth a whole bit a weight against procedural ones, and none '
         'against synthetic ones',
     )
     group.add_argument('--image-count', type=int, default=0, help='number of images (default: by their size)')
