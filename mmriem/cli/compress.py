@@ -139,7 +139,7 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         default=0,
         metavar='STEPS',
         help='steps that procedural images are optimised by, until the norms of the network see what they saw in '
-        'training: worth half a bit a weight or more on a network that was trained hard, still without data; auto: '
+        'training: worth a whole bit a weight on a network that was trained hard, still without data; auto: '
         '40, fewer where these would take more than about 10 minutes on two cores, none where norms hold no '
         'statistics (default: 0, none)',
     )
