@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def test_drop_in_and_live_compute_the_same(detector, tmp_path):
     written = Outputs(tmp_path / 'x.riem')
     compress_detector(str(tmp_path / 'narrow.py'), str(tmp_path / 'x.pth'), written, CHEAP, metric='identity')
 
-    dense, states = (init_detector(config, str(written.riem), device='cpu') for config in (drop_in, live))
+    dense, states = (init_detector(deepcopy(config), str(written.riem), device='cpu') for config in (drop_in, live))
     represented = {record.view.name for record in reading.read(written.riem).weights}
     held = {name.replace('.riem.', '.') for name, module in states.named_modules() if isinstance(module, WeightStates)}
     parts = [part for part in ('backbone', 'neck') if 'riem' in live.model.get(part, {})]
