@@ -167,9 +167,9 @@ class MetricSums:
             images: how many.
             chance: see :meth:`chance`; none: they stay as they are.
         """
-        moments = list(self._moments())
-        blocks = tuple(block.mul_(scale) for block, _, scale in moments)
-        for (block, first, _), error in zip(moments, chance):
+        firsts = [first for _, first, _ in self._moments()]
+        blocks = tuple(block.div_(self.energy) for block in self.blocks)
+        for block, first, error in zip(blocks, firsts, chance):
             _shrink(block, first, error)
         traces = functools.reduce(torch.add, (block.diagonal(dim1=1, dim2=2).double().sum(1) for block in blocks))
         per_group = self.rows.reshape(len(traces), -1) / images
