@@ -81,7 +81,7 @@ def test_the_tool_of_that_name_is_the_same_program(name, tools, monkeypatch, cap
     ('arguments', 'told'),
     [
         ([], 'usage: mmriem COMMAND'),
-        (['inspcet'], "'inspcet': expected a command among compress, test, inspect, .*; did you mean inspect?"),
+        (['inspcet'], "'inspcet': expected a command among compress, test, agree, inspect, .*; did you mean inspect?"),
         (['--bits', '2'], "'--bits': expected a command among .*; mmriem --help lists them"),
     ],
 )
