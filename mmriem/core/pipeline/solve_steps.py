@@ -38,6 +38,8 @@ DEFAULT_SIZE = 1 / 17
 """Size of a file over the fp32 weights that is aimed at where no budget is given, see ``DEFAULT_ERRORS``."""
 SIZINGS = 4
 """Files that are written until what the records take is known."""
+LARGEST_TURN = 300
+"""Most binary orders of magnitude that a guess of the scale falls by, and to: a budget may have room for far more."""
 HOPE = 0.95
 """Share of the largest accepted error at which a size is proposed, so that a file of that size is accepted itself."""
 
@@ -306,7 +308,7 @@ class _Search:
                 * math.log2(1 + 17 * (self._sensitivities[view.name].spread / (scale * self._steps[view.name])) ** 2)
                 for view in self._job.views
             )
-            scale *= 2 ** ((rate - wanted) / self._job.elements)
+            scale = max(scale * 2 ** max((rate - wanted) / self._job.elements, -LARGEST_TURN), 2.0**-LARGEST_TURN)
         return min(max(scale, 1e-3), COARSEST)
 
 

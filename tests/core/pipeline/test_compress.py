@@ -460,6 +460,12 @@ def test_a_budget_of_too_large_an_error_is_refused_with_a_size_that_is_not(class
     assert 0.04 < totals['predicted_error'] <= 0.05 and totals['bytes'] > broken['bytes']
 
 
+def test_a_budget_with_room_for_far_more(classifier):
+    made = run(classifier, probe=images(), size=10_000_000, include=('head.*',), min_numel=1)
+    (weight,) = (weight for weight in made.report['weights'] if weight['name'] == 'head.weight')
+    assert weight['snr_db'] > 60 and made.report['totals']['bytes'] < 200_000
+
+
 def test_the_predicted_error_is_about_the_measured_one(classifier):
     for tolerance in (0.02, 0.1):
         compressed = run(classifier, probe=images(), tolerance=tolerance, recalibration=False)
