@@ -8,7 +8,7 @@ whole for as long as it uses it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,25 +168,13 @@ class CompressedWeight(HeldWeight):
         for name, value in self.states().items():
             destination[prefix + name] = value
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _expected(self) -> Iterable[str]:
+        return self.states()
+
+    def _load(self, found: Mapping[str, Tensor]) -> None:
         own = self.states()
-        found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        if not found:
-            missing_keys.extend(prefix + name for name in own)
-        elif any(own.get(name) is not value for name, value in found.items()):  # else the module has taken them
-            try:
-                self.reset(found)
-            except RiemError as error:
-                error_msgs.append(f'{prefix[:-1]}: {error}')
+        if any(own.get(name) is not value for name, value in found.items()):  # else the module has taken them
+            self.reset(found)
 
 
 class _InFile:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import RiemError
 from ..representations.base import Encoded
 
 
@@ -36,6 +38,37 @@ class HeldWeight(nn.Module):
     @abstractmethod
     def reset(self, states: Mapping[str, Tensor]) -> None:
         """Hold these states, of names as in :meth:`states`."""
+
+    @abstractmethod
+    def _expected(self) -> Iterable[str]:
+        """Names of the states that a state dict is to have."""
+
+    @abstractmethod
+    def _load(self, found: Mapping[str, Tensor]) -> None:
+        """Hold the states that a state dict has.
+
+        Raises:
+            RiemError: they are no weight of this kind.
+        """
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not found:
+            missing_keys.extend(prefix + name for name in self._expected())
+            return
+        try:
+            self._load(found)
+        except RiemError as error:
+            error_msgs.append(f'{prefix[:-1]}: {error}')
 
     @property
     @abstractmethod

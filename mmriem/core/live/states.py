@@ -19,7 +19,7 @@ The weights of an ordinary checkpoint are fitted when they are loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -349,27 +349,14 @@ class WeightStates(HeldWeight):
         for name, value in self.states().items():
             destination[prefix + name] = value if keep_vars else value.detach()
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _expected(self) -> Iterable[str]:
+        return self._shapes
+
+    def _load(self, found: Mapping[str, Tensor]) -> None:
         """Take over states of whatever kind and size, if they regenerate a weight of the right shape."""
-        found = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        if not found:
-            missing_keys.extend(prefix + name for name in self._shapes)
-            return
-        try:
-            if {name: tuple(value.shape) for name, value in found.items()} != self._shapes:
-                self._check(found)
-            self.reset(found, self._packing.states if self._has(found) else None)
-        except RiemError as error:
-            error_msgs.append(f'{prefix[:-1]}: {error}')
+        if {name: tuple(value.shape) for name, value in found.items()} != self._shapes:
+            self._check(found)
+        self.reset(found, self._packing.states if self._has(found) else None)
 
     def _has(self, states: Mapping[str, Tensor]) -> bool:
         """Whether the packed states are these."""

@@ -156,7 +156,7 @@ class MetricSums:
         return found
 
     def _moments(self, unit: float = 1.0) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Of each block the second moments, what they are to be multiplied by, and the first moments."""
+        """Of each block the sums of second moments, the first moments, and what leads from these sums to moments."""
         for block, part in zip(self.blocks, parts(self.firsts.shape[1])):
             yield block, self.firsts[:, part] * (unit / self.energy), unit**2 / self.energy
 
