@@ -36,7 +36,7 @@ def compress(
     std: Sequence[float] | None = None,
     inputs: Tensor | None = None,
     metric: str = 'pullback',
-    synthesis: int | None = 0,
+    synthesis: int | None = None,
     device: str | torch.device = 'cpu',
     threads: int | None = None,
     dataset_meta: Mapping[str, Any] | None = None,
@@ -57,8 +57,8 @@ def compress(
             are those that a model of timm tells, else ImageNet's, and for one channel the mean of those.
         inputs: what the network is to run on in place of procedural images, `(n, ...)`, normalised.
         metric: `pullback`, or `identity`: the network does not run, each error counts alike, norms and biases stay.
-        synthesis: steps that procedural images are optimised by until norms see what they saw in training; 0: none.
-            None: as many as take minutes at most, and none for networks without norms with statistics.
+        synthesis: steps that procedural images are optimised by until norms see what they saw in training; 0: none,
+            which is quicker. None: as many as take minutes at most, none for networks without norms with statistics.
         device: where the work runs.
         threads: pieces of work at a time; all cores where it is not given.
         dataset_meta: what the file is to say of the data, such as `{'classes': [...]}`.

@@ -102,7 +102,7 @@ def procedural_probe(taken: InputFormat, seed: int, count: int = 0, style: Style
 def made_probe(
     model: nn.Module,
     taken: InputFormat,
-    synthesis: int | None = 0,
+    synthesis: int | None = None,
     seed: int = 0,
     executor: Executor | None = None,
     device: str | torch.device = 'cpu',

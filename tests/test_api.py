@@ -71,13 +71,13 @@ def test_images_are_optimised_for_norms_with_statistics(channels):
     assert shares == sorted(shares) and shares[-1] == 1.0
 
 
-def test_images_are_optimised_on_request_where_norms_hold_statistics(monkeypatch):
+def test_images_are_optimised_by_default_where_norms_hold_statistics(monkeypatch):
     asked = []
     monkeypatch.setattr(image_probe, 'synthesise', lambda *args, **options: asked.append(args[4]) or args[1])
-    mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8))
+    mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8), synthesis=0)
+    mmriem.compress(network(), bits=6.0, input_size=(3, 8, 8))
     assert not asked
-    mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8), synthesis=None)
-    mmriem.compress(network(), bits=6.0, input_size=(3, 8, 8), synthesis=None)
+    mmriem.compress(seasoned(), bits=6.0, input_size=(3, 8, 8))
     assert asked == [MOST_STEPS]
 
 

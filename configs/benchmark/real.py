@@ -28,8 +28,8 @@ networks = [
         settings={'nncodec': nncodec_cifar, 'mmriem lattice': lattice(*rates, tuning=300) + lattice(*plain)},
     )
     for name, rates, plain in (
-        ('resnet20', (1.0, 1.3, 1.5, 1.6, 1.7, 1.75, 1.8, 1.85, 1.9, 2.0, 2.2, 2.6, 3.0, 4.0), (1.7, 1.8)),
-        ('resnet56', (1.0, 1.3, 1.4, 1.5, 1.9, 3.0), (1.2, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.7, 2.2)),
+        ('resnet20', (1.0, 1.3, 1.5, 1.6, 1.7, 1.8, 2.0, 3.0), ()),
+        ('resnet56', (1.0, 1.2, 1.3, 1.4, 1.5), ()),
     )
 ]
 networks += [
@@ -41,8 +41,7 @@ networks += [
         images=f'{root}imagenet_mini/val',
         settings={
             'nncodec': nncodec_lite,
-            'mmriem lattice': lattice(2.0, 2.5, 3.0, 3.5, 4.0, 4.5, synthesis=40),
-            'mmriem default': [dict(synthesis=40)],
+            'mmriem lattice': lattice(2.0, 2.5, 3.0, 3.5, 4.0, 4.5),
         },
     )
 ]
@@ -50,8 +49,8 @@ networks += [
     dict(name=name, type='detector', config=f'{root}detectors/{name}.py', settings=settings)
     for name, settings in (
         ('yolox_nano_coco', {'nncodec': nncodec_yolox, 'mmriem lattice': yolox_rates}),
-        ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.5, 0.53, 0.6, 0.7, 0.8, 1.0, 1.5, 2.0)}),
-        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0, 2.0, 4.0)}),
+        ('retinanet_r18_bccd', {'mmriem lattice': lattice(0.4, 0.53, 0.6, 0.7, 0.8, 1.0, 2.0)}),
+        ('faster-rcnn_swin_bccd', {'mmriem lattice': lattice(0.3, 0.4, 0.5, 0.6, 0.8, 1.0)}),
     )
 ]
 networks += [
@@ -63,8 +62,8 @@ networks += [
         settings={'mmriem lattice': lattice(*rates, tuning=300)},
     )
     for name, rates in (
-        ('gfl_r18_fpn_digits', (0.5, 0.7, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 2.0, 3.0, 4.0)),
-        ('faster-rcnn_swin_fpn_digits', (0.4, 0.5, 0.6, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0)),
+        ('gfl_r18_fpn_digits', (0.5, 0.7, 1.0, 1.3, 2.0)),
+        ('faster-rcnn_swin_fpn_digits', (0.4, 0.5, 0.6, 1.0)),
     )
 ]
 

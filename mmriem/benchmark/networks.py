@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmriem.classification import efficientnet_lite0, read_image_folder, read_images, resnet20, resnet56, top1
 from mmriem.core.errors import RiemError
 from mmriem.core.execution.executor import Executor
+from mmriem.core.execution.journal import Journal
 from mmriem.core.images.probe import Probe
 from mmriem.image_probe import InputFormat, made_probe
 
@@ -81,11 +82,12 @@ class Network(ABC):
         return model
 
     @abstractmethod
-    def probe(self, synthesis: int | None = 0) -> Probe:
+    def probe(self, synthesis: int | None = None, journal: Journal | None = None) -> Probe:
         """The images on which methods measure and norms are recalibrated.
 
         Args:
             synthesis: steps that procedural images are optimised by; 0: none; None: by default.
+            journal: keeps them, and has them where they were made before.
         """
 
 
@@ -122,9 +124,10 @@ class Classifier(Network):
         data = read_image_folder(self.images, its.size[1]) if is_folder else read_images(self.images)
         return top1(model, data, its.batch, self._format.normalised)
 
-    def probe(self, synthesis: int | None = 0) -> Probe:
+    def probe(self, synthesis: int | None = None, journal: Journal | None = None) -> Probe:
         """See `Network`."""
-        return made_probe(self.original(), self._format, synthesis, executor=Executor(torch.get_num_threads()))
+        executor = Executor(torch.get_num_threads(), journal=journal)
+        return made_probe(self.original(), self._format, synthesis, executor=executor)
 
     @property
     def _format(self) -> InputFormat:
@@ -165,11 +168,11 @@ class Detector(Network):
             torch.save({'state_dict': state_dict}, path)
             return 100 * evaluate(self.parsed_config(), path, self.logs).get(self.metric, 0.0)
 
-    def probe(self, synthesis: int | None = 0) -> Probe:
+    def probe(self, synthesis: int | None = None, journal: Journal | None = None) -> Probe:
         """See `Network`."""
         from mmriem.engine.probe import build_probe
 
-        model, executor = self.original(), Executor(torch.get_num_threads())
+        model, executor = self.original(), Executor(torch.get_num_threads(), journal=journal)
         probe = build_probe(self.parsed_config(), model, executor=executor, synthesis=synthesis)
         probe.synthesise(model, executor, 'cpu')
         return probe

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ __all__ = ['Benchmark', 'chosen', 'network_entries']
 
 Row = dict[str, Any]
 ORIGINAL = 'original, fp32'
+IMAGES = 'images'
+"""Folder of the images that networks run on, beside the finished cells."""
 
 
 def chosen(entries: Sequence[Mapping[str, Any]], names: Sequence[str] | None, what: str) -> list[dict[str, Any]]:
@@ -95,6 +99,9 @@ class Benchmark:
         """
         entry = dict(entry)
         settings = entry.pop('settings', {})
+        if not self.reuse:
+            for images in Path(self.cells, IMAGES).glob(f'{glob.escape(entry["name"])}-*'):
+                shutil.rmtree(images)
         network = build_network(entry)
         checkpoint = hashlib.sha256(Path(network.checkpoint).read_bytes()).hexdigest()
         reference, probe = network.original(), functools.cache(network.probe)
@@ -139,7 +146,7 @@ class Benchmark:
         with TemporaryDirectory() as folder:
             file, decoded = Path(folder) / 'encoded.riem', Path(folder) / 'decoded.pth'
             job = {'network': entry, 'method': key['method'], 'file': str(file), 'threads': self.threads}
-            encoding = work({**job, 'setting': key['setting']})
+            encoding = work({**job, 'setting': key['setting'], 'images': str(self.cells / IMAGES)})
             decoding = work({**job, 'state_dict': str(decoded)})
             size, state_dict = file.stat().st_size, torch.load(decoded, weights_only=True)
         again = None

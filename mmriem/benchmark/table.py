@@ -195,6 +195,20 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
+def joined(kept: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """The rows of an earlier run and of this one, by network and method in the order in which these first appear.
+
+    Args:
+        kept: of the earlier run; those of a network and method that `rows` has, too, are left out.
+        rows: of this run.
+    """
+    anew = {(row['network'], row['method']) for row in rows}
+    found = [*(row for row in kept if (row['network'], row['method']) not in anew), *rows]
+    known = [*kept, *rows]
+    networks, methods = (list(dict.fromkeys(row[key] for row in known)) for key in ('network', 'method'))
+    return sorted(found, key=lambda row: (networks.index(row['network']), methods.index(row['method'])))
+
+
 def _value(key: str, text: str) -> Any:
     if key in ('network', 'method', 'setting'):
         return text

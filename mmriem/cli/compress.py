@@ -136,12 +136,12 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--synthesis',
         type=synthesis_steps,
-        default=0,
+        default=None,
         metavar='STEPS',
         help='steps that procedural images are optimised by, until the norms of the network see what they saw in '
-        'training: worth a whole bit a weight on a network that was trained hard, still without data; auto: '
-        '40, fewer where these would take more than about 10 minutes on two cores, none where norms hold no '
-        'statistics (default: 0, none)',
+        'training: worth a whole bit a weight on a network that was trained hard, still without data; 0: none, '
+        'which is quicker; auto: 40, fewer where these would take more than about 10 minutes on two cores, none '
+        'where norms hold no statistics (default: auto)',
     )
 
 

@@ -78,7 +78,7 @@ def compress_ladder(
     metric: str = PULLBACK,
     images: str | os.PathLike | None = None,
     image_count: int = 0,
-    synthesis: int | None = 0,
+    synthesis: int | None = None,
     device: str = 'cpu',
     threads: int = 1,
     trust: bool = False,

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mmriem.benchmark.table import COLUMNS, read_rows, rising, smallest, write_results
+from mmriem.benchmark.table import COLUMNS, joined, read_rows, rising, smallest, write_results
 
 ROWS = [
     dict(zip(('network', 'method', 'setting', 'bytes', 'accuracy', 'recalibrated'), values))
@@ -70,6 +70,22 @@ def test_the_rising_curve_is_the_closest_one():
 def test_rows_are_read_as_they_were_written(tmp_path):
     write_results(ROWS, tmp_path, ['ours'], [])
     assert read_rows(tmp_path / 'table.csv') == [{key: row[key] for key in COLUMNS} for row in ROWS]
+
+
+def test_rows_of_a_run_take_the_place_of_earlier_ones():
+    def row(network, method, size):
+        return {'network': network, 'method': method, 'bytes': size}
+
+    kept = [
+        row('b', 'original, fp32', 9),
+        row('b', 'ours', 1),
+        row('b', 'ours', 2),
+        row('b', 'peer', 3),
+        row('a', 'peer', 4),
+    ]
+    rows = [row('b', 'original, fp32', 9), row('b', 'ours', 5), row('c', 'ours', 6)]
+    assert joined(kept, rows) == [rows[0], rows[1], kept[3], kept[4], rows[2]]
+    assert joined([], rows) == rows and joined(kept, []) == kept
 
 
 def test_files(tmp_path):

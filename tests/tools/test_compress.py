@@ -323,8 +323,8 @@ def test_sizes_that_are_none(text):
     ('arguments', 'least', 'most'),
     [
         (['--size', '60kB'], 59_400, 60_000),
-        (['--size', '60kB', '--no-recalibration'], 59_400, 60_000),
-        (['--size', '60kB', '--tune', '2'], 59_400, 60_000),
+        (['--size', '60kB', '--no-recalibration', '--synthesis', '0'], 59_400, 60_000),
+        (['--size', '60kB', '--tune', '2', '--synthesis', '0'], 59_400, 60_000),
         (['--size', '60kB', '--metric', 'identity'], 59_400, 60_000),
     ],
 )
@@ -343,7 +343,8 @@ def test_a_size(compress, tmp_path, arguments, least, most):
         assert sources == {'inputs'} and report['totals']['predicted_error'] > 0
         images = dict(report['settings']['images'])
         assert images.pop('style').keys() == DEFAULT.describe().keys()
-        assert images == {'kind': 'procedural', 'seed': 0, 'size': [64, 64], 'count': 4}
+        told = {'kind': 'procedural'} if '--synthesis' in arguments else {'kind': 'synthetic', 'steps': 40}
+        assert images == {**told, 'seed': 0, 'size': [64, 64], 'count': 4}
     assert representations == {'lattice'}
     assert report['settings']['recalibration'] == ('--no-recalibration' not in arguments)
     assert report['settings']['tuning'] == (2 if '--tune' in arguments else 0)
@@ -416,7 +417,7 @@ def test_only_one_budget(compress, capsys):
 # ---- several processes, and going on after a kill
 
 
-LATTICE = ('--bits', '6', '--image-count', '4', '--tune', '2')
+LATTICE = ('--bits', '6', '--image-count', '4', '--tune', '2', '--synthesis', '3')
 
 
 @pytest.fixture(scope='module')
@@ -518,7 +519,7 @@ def test_all_is_done_already(compress, whole_file, tmp_path, monkeypatch, capsys
 
 
 def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file, tmp_path, capsys):
-    arguments = ['--out', 'o.riem', '--bits', '6', '9', '1e-3', '--image-count', '4', '--tune', '2']
+    arguments = ['--out', 'o.riem', '--bits', '9', '1e-3', *LATTICE[1:]]
     assert compress(*arguments) is None
     printed = capsys.readouterr().out
     assert 'recommended' in printed and '0.001 bits: budget: ' in printed
@@ -533,7 +534,7 @@ def test_a_ladder_writes_the_file_of_each_size_and_a_table(compress, whole_file,
 
 
 def test_a_ladder_with_its_metrics_and_its_agreement(compress, tmp_path, capsys):
-    arguments = ['--bits', '9', '6', '--image-count', '2', '--eval', '--agree', '--no-progress']
+    arguments = ['--bits', '9', '6', '--image-count', '2', '--synthesis', '0', '--eval', '--agree', '--no-progress']
     assert compress('--out', 'o.riem', *arguments) is None
     printed = capsys.readouterr().out
     assert 'bbox_mAP of the original' in printed and 'agreement' in printed

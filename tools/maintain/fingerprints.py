@@ -43,7 +43,7 @@ def main() -> None:
     settings = Settings.of(representation=args.representation, bits=args.bits, tuning=args.tune, effort=0.2)
     for entry in network_entries(read_config(args.config).to_dict(), args.networks, args.data_root):
         network = build_network({key: value for key, value in entry.items() if key != 'settings'})
-        data = compressed(network.original(), settings, network.probe()).archive.to_bytes()
+        data = compressed(network.original(), settings, network.probe(0)).archive.to_bytes()
         print(f'{hashlib.sha256(data).hexdigest()}  {network.name}, {len(data):,} bytes', flush=True)
 
 

@@ -2,7 +2,8 @@
 
     python tools/measure/benchmark.py CONFIG [--data-root DIR] [--networks A B] [--methods M N] [--reuse]
 
-Tables and picture are written anew after each finished network.
+Tables and picture are written anew after each finished network. Networks or methods that are run again go into an
+earlier table with `--keep docs/benchmarks/table.csv`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from mmriem.benchmark.methods import get_method
 from mmriem.benchmark.runner import Benchmark, chosen, network_entries
-from mmriem.benchmark.table import COLUMNS, write_results
+from mmriem.benchmark.table import COLUMNS, joined, read_rows, write_results
 from mmriem.engine.command_line import run
 from mmriem.engine.config import STATED_ROOT, read_config
 from mmriem.visualization import cells
@@ -31,6 +32,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--methods', nargs='+', help='names of the methods (default: all of the config)')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of each encoding and decoding')
     parser.add_argument('--reuse', action='store_true', help=f'use finished cells of {CELLS}')
+    parser.add_argument(
+        '--keep', metavar='TABLE.csv', help='an earlier table, whose rows of networks and methods that do not run stay'
+    )
     parser.add_argument('--out', default='docs/benchmarks', help='folder for tables and picture')
     return parser.parse_args()
 
@@ -55,8 +59,10 @@ def main() -> None:
     args = parse_args()
     config = read_config(args.config).to_dict()
     networks, methods = network_entries(config, args.networks, args.data_root), methods_of(config, args)
-    own = [entry['name'] for entry in methods if not get_method(entry['type']).is_peer]
+    known = chosen(config['methods'], None, 'method')
+    own = [entry['name'] for entry in known if not get_method(entry['type']).is_peer]
     rows, left_out = [], []
+    kept = read_rows(args.keep) if args.keep else []
 
     def leave_out(line: str) -> None:
         left_out.append(line)
@@ -68,7 +74,7 @@ def main() -> None:
         for row in benchmark.rows(network):
             rows.append(row)
             tell('  '.join(cells(row, COLUMNS)))
-        write_results(rows, args.out, own, left_out)
+        write_results(joined(kept, rows), args.out, own, left_out)
     print(Path(args.out, 'table.md').read_text(encoding='utf-8'))
 
 

@@ -25,6 +25,7 @@ import torch
 from mmriem.benchmark.methods import compressed
 from mmriem.benchmark.networks import Network, build_network
 from mmriem.benchmark.runner import network_entries
+from mmriem.cli.compress import synthesis_steps
 from mmriem.core.errors import RiemError
 from mmriem.core.images.probe import Probe
 from mmriem.core.pipeline.settings import Settings
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--values', nargs='+', type=ast.literal_eval, required=True, help='what it is to be')
     parser.add_argument('--bits', nargs='+', type=float, required=True, help='bits of the file per weight')
     parser.add_argument('--tune', type=int, default=0, help='steps of training norms and biases (default: 0)')
-    parser.add_argument('--synthesis', type=int, default=0, help='steps that images are optimised by (default: 0)')
+    parser.add_argument('--synthesis', type=synthesis_steps, help='steps that images are optimised by (default: auto)')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of each compression')
     return parser.parse_args()
 

@@ -118,7 +118,7 @@ def test_peers_are_recalibrated_where_there_is_a_probe(
         given.append(probe)
         return compress(model, settings, **more)
 
-    monkeypatch.setattr(Classifier, 'probe', lambda self, synthesis=0: f'images of {self.name}')
+    monkeypatch.setattr(Classifier, 'probe', lambda self, synthesis=None: f'images of {self.name}')
     monkeypatch.setattr(runner, '_recalibrated', worse)
     monkeypatch.setattr(methods, 'compress', measuring)
     command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'low rank']
@@ -126,6 +126,16 @@ def test_peers_are_recalibrated_where_there_is_a_probe(
     original, half, ours = table(tmp_path)
     assert half['recalibrated'] != '' and ours['recalibrated'] == original['recalibrated'] == ''
     assert given == ['images of small'] * 3  # fp16 recalibrated, two ratios compressed
+
+
+def test_rows_of_an_earlier_table_stay(call_here, tools, arguments, tmp_path, in_this_process):
+    first = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods']
+    assert call_here(*first, 'fp16') is None
+    before = table(tmp_path)
+    assert call_here(*first, 'rounding', '--keep', tmp_path / 'out' / 'table.csv') is None
+    after = table(tmp_path)
+    assert [row['method'] for row in before] == ['original, fp32', 'fp16']
+    assert after[:2] == before and {row['method'] for row in after[2:]} == {'rounding'}
 
 
 @pytest.mark.parametrize(
