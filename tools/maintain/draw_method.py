@@ -1,5 +1,4 @@
-"""Draw the pictures of docs/how_it_works.md from a checkpoint and its file; that page has both commands.
-"""
+"""Draw the pictures of docs/how_it_works.md from a checkpoint and its file; that page has both commands."""
 
 from __future__ import annotations
 
