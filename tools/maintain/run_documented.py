@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -194,16 +194,19 @@ def call(text: str, folder: Path) -> subprocess.CompletedProcess:
     return done
 
 
-def run_page(page: Path, prepared: Path, work_dir: Path, data: Path | None) -> Iterator[dict]:
-    """A row for each command of a page."""
+def run_page(
+    page: Path, prepared: Path, work_dir: Path, data: Path | None, earlier: Mapping[str, str]
+) -> Iterator[dict]:
+    """A row for each command of a page; those that ran well on an `earlier` one, by command, are not run again."""
     folder = work_dir / page.stem
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prepared, folder, symlinks=True)
     for command in commands(page):
-        reason = command.skipped(data)
-        row = {**asdict(command), 'run': '', 'result': f'skipped: {reason}', 'seconds': None}
-        if not reason:
-            text = command.run_as(data)
+        reason, text = command.skipped(data), command.run_as(data)
+        row = {**asdict(command), 'run': text, 'result': f'skipped: {reason}', 'seconds': None}
+        if not reason and text in earlier:
+            row['result'] = f'well, on {earlier[text]}'
+        elif not reason:
             print(f'{command.page}: {text}', flush=True)
             before, since = cpu_seconds(), time.monotonic()
             try:
@@ -211,7 +214,7 @@ def run_page(page: Path, prepared: Path, work_dir: Path, data: Path | None) -> I
             except subprocess.TimeoutExpired:
                 code = 124
             used = cpu_seconds() - before
-            row |= {'run': text, 'result': 'well' if code == 0 else f'FAILED, exit status {code}', 'seconds': used}
+            row |= {'result': 'well' if code == 0 else f'FAILED, exit status {code}', 'seconds': used}
             print(f'  {row["result"]}, {used:.0f} s of CPU, {time.monotonic() - since:.0f} s', flush=True)
         yield row
     shutil.rmtree(folder)
@@ -225,7 +228,7 @@ def cpu_seconds() -> float:
 
 def table(rows: Sequence[dict]) -> str:
     """The page docs/commands.md."""
-    ran = sum(row['seconds'] is not None for row in rows)
+    ran = sum(row['result'].startswith('well') for row in rows)
     lines = [
         '# Every command of these pages',
         '',
@@ -236,7 +239,7 @@ def table(rows: Sequence[dict]) -> str:
         'with smaller numbers. A test checks of all of them, those that are skipped too, that the program takes their',
         'arguments and that the files which they name exist.',
         '',
-        f'{ran} of {len(rows)} commands were run.',
+        f'{ran} of {len(rows)} commands ran well.',
         '',
         '| page | command | result | CPU seconds |',
         '|---|---|---|---|',
@@ -271,7 +274,9 @@ def main() -> None:
     rows = json.loads(kept.read_text(encoding='utf-8')) if kept.exists() else []
     for page in chosen:
         name = str(page.relative_to(ROOT))
-        rows = [row for row in rows if row['page'] != name] + list(run_page(page, prepared, work_dir, data))
+        rows = [row for row in rows if row['page'] != name]
+        earlier = {row['run']: row['page'] for row in rows if row['result'] == 'well'}
+        rows += run_page(page, prepared, work_dir, data, earlier)
         kept.write_text(json.dumps(rows, indent=1), encoding='utf-8')
     order = [str(page.relative_to(ROOT)) for page in pages()]
     rows = sorted((row for row in rows if row['page'] in order), key=lambda row: order.index(row['page']))
