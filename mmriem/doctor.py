@@ -62,7 +62,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     """What the command line may hold."""
     found = argparse.ArgumentParser(
         prog,
-        description=(__doc__ or '').split('\n\n')[0],
+        description='Say what this environment holds, what is wrong with it, and what to do.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

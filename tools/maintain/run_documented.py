@@ -17,8 +17,7 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +44,7 @@ NAMED = (
 """What stands for a reader's own files, and the demo detector in its place."""
 SHORTER = (
     (r'compress(\.py|\.sh)? .*', r'\g<0> --force'),  # pages name alternatives
+    (r'compress .*(--ladder|--bits \d+ \d|--size).*', r'\g<0> --image-count 4'),
     (r'(?<=convert-back )|(?<=export\.py )|(?<=mmriem export )', '--force '),
     (r'fuzz_riem\.py --count 100000 --seed 0 --processes 2', 'fuzz_riem.py --count 200 --seed 0 --processes 1'),
     (r'sanitise\.py --count 400', 'sanitise.py --count 20'),
@@ -194,30 +194,43 @@ def call(text: str, folder: Path) -> subprocess.CompletedProcess:
     return done
 
 
-def run_page(
-    page: Path, prepared: Path, work_dir: Path, data: Path | None, earlier: Mapping[str, str]
-) -> Iterator[dict]:
-    """A row for each command of a page; those that ran well on an `earlier` one, by command, are not run again."""
+def run_page(page: Path, prepared: Path, work_dir: Path, data: Path | None, rows: list[dict]) -> Iterator[dict]:
+    """A row for each command of a page; what ran well already, by `rows`, is not run again."""
     folder = work_dir / page.stem
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prepared, folder, symlinks=True)
     for command in commands(page):
         reason, text = command.skipped(data), command.run_as(data)
         row = {**asdict(command), 'run': text, 'result': f'skipped: {reason}', 'seconds': None}
-        if not reason and text in earlier:
-            row['result'] = f'well, on {earlier[text]}'
+        ran = next((old for old in rows if old['run'] == text and old['result'] == 'well'), None)
+        if not reason and ran:
+            same = ran['page'] == command.page
+            row |= {'result': 'well', 'seconds': ran['seconds']} if same else {'result': f'well, on {ran["page"]}'}
         elif not reason:
-            print(f'{command.page}: {text}', flush=True)
-            before, since = cpu_seconds(), time.monotonic()
-            try:
-                code = call(text, folder).returncode
-            except subprocess.TimeoutExpired:
-                code = 124
-            used = cpu_seconds() - before
-            row |= {'result': 'well' if code == 0 else f'FAILED, exit status {code}', 'seconds': used}
-            print(f'  {row["result"]}, {used:.0f} s of CPU, {time.monotonic() - since:.0f} s', flush=True)
+            row |= outcome(text, folder)
+            print(f'{command.page}: {text}: {row["result"]}, {row["seconds"]:.0f} s of CPU', flush=True)
         yield row
     shutil.rmtree(folder)
+
+
+def outcome(text: str, folder: Path) -> dict:
+    """How a command ended, and the CPU seconds that it took."""
+    before = cpu_seconds()
+    try:
+        code = call(text, folder).returncode
+    except subprocess.TimeoutExpired:
+        code = 124
+    return {'result': 'well' if code == 0 else f'FAILED, exit status {code}', 'seconds': cpu_seconds() - before}
+
+
+def row_of(command: Command, rows: Sequence[dict], data: Path | None) -> dict:
+    """The row of a command; that it was not run where there is none."""
+    for row in rows:
+        if (row['page'], row['text']) == (command.page, command.text):
+            return row
+    reason = command.skipped(data)
+    result = f'skipped: {reason}' if reason else 'not run'
+    return {**asdict(command), 'run': command.run_as(data), 'result': result, 'seconds': None}
 
 
 def cpu_seconds() -> float:
@@ -273,13 +286,10 @@ def main() -> None:
     data = args.data.resolve() if args.data else None
     rows = json.loads(kept.read_text(encoding='utf-8')) if kept.exists() else []
     for page in chosen:
-        name = str(page.relative_to(ROOT))
-        rows = [row for row in rows if row['page'] != name]
-        earlier = {row['run']: row['page'] for row in rows if row['result'] == 'well'}
-        rows += run_page(page, prepared, work_dir, data, earlier)
-        kept.write_text(json.dumps(rows, indent=1), encoding='utf-8')
-    order = [str(page.relative_to(ROOT)) for page in pages()]
-    rows = sorted((row for row in rows if row['page'] in order), key=lambda row: order.index(row['page']))
+        for row in run_page(page, prepared, work_dir, data, rows):
+            rows = [old for old in rows if (old['page'], old['text']) != (row['page'], row['text'])] + [row]
+            kept.write_text(json.dumps(rows, indent=1), encoding='utf-8')
+    rows = [row_of(command, rows, data) for page in pages() for command in commands(page)]
     (ROOT / 'docs' / 'commands.md').write_text(table(rows), encoding='utf-8')
     failed = [row for row in rows if row['result'].startswith('FAILED')]
     for row in failed:
