@@ -103,8 +103,8 @@ def _add_choice(group: argparse._ArgumentGroup) -> None:
         '--representation',
         choices=representation_names(),
         default='lattice',
-        help="how weights are regenerated: from integers (lattice, default), by the paper's sigmoids, or as a product of "
-        'two thin matrices (bilinear)',
+        help="how weights are regenerated: from integers (lattice, the default), by the paper's sigmoids (sigmoid), or "
+        'as a product of two thin matrices (bilinear)',
     )
     group.add_argument(
         '--no-trellis',
