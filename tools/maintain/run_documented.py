@@ -56,6 +56,7 @@ SHORTER = (
 """Changes to a command before it is run: outputs that are there are replaced, and hours become minutes."""
 SKIPPED = (
     (r'\bpip (install|wheel)|^make setup', 'changes the environment; set-up does the like'),
+    (r'> ~/', 'writes into the home folder'),
     (r'^make (demo|test)\b', 'runs by itself: make demo, make test'),
     (r'^docker ', 'no Docker engine'),
     (r'slurm', 'no Slurm'),

@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import mmdet
@@ -51,7 +52,7 @@ def stops_when_parsed(monkeypatch):
 def words_of(text: str) -> list[str]:
     """The words of a command as a shell hands them on, without variables of the environment before it."""
     text = text.replace('$(python -c "import mmdet; print(mmdet.__path__[0])")', str(MIM.parent))
-    words = shlex.split(text)
+    words = list(takewhile(lambda word: word not in ('>', '|', '&&'), shlex.split(text)))
     while re.match(r'[A-Z_]+=', words[0]):
         words.pop(0)
     return words
