@@ -1,9 +1,10 @@
 # Two commands do everything: `make demo` and `make test`. Both set up .venv first.
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 export VENV STACK
 PY = $(VENV)/bin/python
 
-.PHONY: setup demo demo-classification test test-configs test-matrix check-mmcv lint clean
+.PHONY: setup demo demo-classification test test-configs test-matrix check-mmcv lint docs clean
 
 setup:
 	@bash tools/setup_env.sh
@@ -42,5 +43,14 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# the site of docs/, in work_dirs/site; with an environment of its own, as it needs nothing of the other one
+docs: $(DOCS_VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
+$(DOCS_VENV)/.ready: requirements-docs.txt
+	python3 -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install -q -r requirements-docs.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) work_dirs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) work_dirs build *.egg-info .pytest_cache .ruff_cache .hypothesis

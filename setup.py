@@ -74,6 +74,7 @@ setup(
         'timm': ['timm'],
         'demo': ['scikit-learn'],
         'onnx': ['onnx', 'onnxscript'],  # tools/export.py --to model.onnx
+        'completion': ['shtab'],  # mmriem completion SHELL
         # peers of the benchmark, each for an environment of its own: they pin numpy below 2, or add torchvision
         'hqq': ['hqq==0.2.8.post1'],
         'nncodec': ['nncodec==2.1.3'],

@@ -53,8 +53,9 @@ def compress(
         model: the network; it is not changed.
         input_size: of an image, `(3, 224, 224)` for instance: channels (1 or 3), height, width. A model of timm tells
             its own.
-        mean, std: of the normalisation for each channel, for values between 0 and 1. Where they are not given they
-            are those that a model of timm tells, else ImageNet's, and for one channel the mean of those.
+        mean: of the normalisation for each channel, for values between 0 and 1. Where it is not given it is what a
+            model of timm tells, else ImageNet's, and for one channel the mean of those.
+        std: likewise.
         inputs: what the network is to run on in place of procedural images, `(n, ...)`, normalised.
         metric: `pullback`, or `identity`: the network does not run, each error counts alike, norms and biases stay.
         synthesis: steps that procedural images are optimised by until norms see what they saw in training; 0: none,

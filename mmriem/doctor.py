@@ -51,13 +51,30 @@ class Finding:
         return 'ok' if not self.problem else 'WRONG' if self.needed else 'note'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; the exit status is 1 where something is wrong."""
-    parser = argparse.ArgumentParser(prog='python -m mmriem.doctor', description=__doc__.split('\n\n')[0])
-    parser.add_argument(
+EPILOG = """\
+examples:
+  mmriem doctor                                        # for mmriem itself, and what of mm* is there
+  mmriem doctor --detectors                            # mmdet, mmcv and mmengine have to be there
+"""
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    found = argparse.ArgumentParser(
+        prog,
+        description='Say what this environment holds, what is wrong with it, and what to do.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument(
         '--detectors', action='store_true', help='mmdet, mmcv and mmengine are needed, as the tools for detectors do'
     )
-    args = parser.parse_args(argv)
+    return found
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'python -m mmriem.doctor') -> int:
+    """Print the report; the exit status is 1 where something is wrong."""
+    args = parser(prog).parse_args(argv)
     findings = examine(args.detectors)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:

@@ -5,22 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from .names import METHODS, NAMES
 from .runner import ORIGINAL
 from .table import Row, smallest
 
 __all__ = ['NAMES', 'overview']
 
-NAMES = {
-    'retinanet_r18_bccd': 'RetinaNet R18, blood cells',
-    'faster-rcnn_swin_bccd': 'Faster R-CNN Swin, blood cells',
-    'faster-rcnn_swin_fpn_digits': 'Faster R-CNN Swin, digits (demo)',
-    'gfl_r18_fpn_digits': 'GFL R18, digits (demo)',
-    'yolox_nano_coco': 'YOLOX-nano, COCO',
-    'resnet56': 'ResNet-56, CIFAR-10',
-    'resnet20': 'ResNet-20, CIFAR-10',
-}
-"""Networks in the order of the table, by what a reader calls them."""
-PEERS = {'minmax': 'rounding', 'svd': 'SVD', 'hqq': 'HQQ', 'nncodec': 'NNCodec'}
 DEFAULT, SMALLEST = 'mmriem default', 'mmriem lattice'
 HEADS = (
     'box mAP x 100, or top-1',
@@ -73,7 +63,7 @@ def _best_peer(network: str, plain: dict, recalibrated: dict) -> str:
     found = []
     for is_recalibrated, table in ((False, plain), (True, recalibrated)):
         for (of, method), row in table.items():
-            if of == network and method in PEERS:
+            if of == network and method in METHODS:
                 corrected = row['recalibrated'] if is_recalibrated else None
                 accuracy = row['accuracy'] if corrected is None else corrected
                 found.append((row['bytes'], is_recalibrated, method, row['setting'], accuracy))
@@ -81,5 +71,5 @@ def _best_peer(network: str, plain: dict, recalibrated: dict) -> str:
         return '-'
     size, is_recalibrated, method, setting, accuracy = min(found)
     bits = re.search(r'bits=(\d+)', setting)
-    how = [PEERS[method], *([f'{bits[1]} bits'] if bits else []), *(['recalibrated'] if is_recalibrated else [])]
+    how = [METHODS[method], *([f'{bits[1]} bits'] if bits else []), *(['recalibrated'] if is_recalibrated else [])]
     return f'{accuracy:.1f} in {megabytes(size)} ({", ".join(how)})'

@@ -11,6 +11,7 @@ from typing import Any
 from mmriem.core.atomic import remove_leftovers, scratch_folder
 from mmriem.visualization import command_and_machine, draw_curves, markdown, write_csv
 
+from .names import METHODS, NAMES
 from .runner import ORIGINAL
 
 __all__ = ['COLUMNS', 'SPEED_COLUMNS', 'quotients', 'read_rows', 'rising', 'smallest', 'table_text', 'write_results']
@@ -179,7 +180,15 @@ def write_results(rows: Sequence[Row], folder: str | os.PathLike, own: Sequence[
     with scratch_folder(folder / 'table') as fresh:
         write_csv(rows, COLUMNS, fresh / 'table.csv')
         (fresh / 'table.md').write_text(text, encoding='utf-8')
-        draw_curves(rows, fresh / 'picture.png', panel='network', value='accuracy', label='mAP or top-1, %', log=True)
+        draw_curves(
+            rows,
+            fresh / 'picture.png',
+            panel='network',
+            value='accuracy',
+            label='mAP or top-1, %',
+            log=True,
+            names={**NAMES, **METHODS},
+        )
         for name in ('table.csv', 'table.md', 'picture.png'):
             os.replace(fresh / name, folder / name)
 

@@ -35,6 +35,7 @@ GROUPS = {
         'train': 'train a detector, or fine-tune a compressed one, with the flags of mmdet',
     },
 }
+ENVIRONMENT = {'completion': 'what a shell needs to complete commands and options'}
 DOCTOR = 'doctor'
 """Command with a module of its own, as any package may be missing where it runs; `main(arguments)` gives the status."""
 EXAMPLES = (
@@ -44,7 +45,7 @@ EXAMPLES = (
     ('mmriem compress cfg.py ckpt.pth --bits 4 2 1', 'several sizes and a table to choose by'),
     ('mmriem inspect out/ckpt.riem', 'what is in it'),
 )
-THIRD_PARTIES = ('cv2', 'mmcv', 'mmdet', 'mmengine', 'onnx', 'onnxscript', 'pycocotools', 'rich', 'torch')
+THIRD_PARTIES = ('cv2', 'mmcv', 'mmdet', 'mmengine', 'onnx', 'onnxscript', 'pycocotools', 'rich', 'shtab', 'torch')
 """Packages that a command may need and an environment may lack."""
 HARMLESS = (
     'pkg_resources is deprecated',  # mmengine, mmcv
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif first in ('-V', '--version'):
         print(f'mmriem {__version__}')
     elif first == DOCTOR and DOCTOR in commands():
-        sys.exit(import_module(f'mmriem.{DOCTOR}').main(arguments[1:]))
+        sys.exit(import_module(f'mmriem.{DOCTOR}').main(arguments[1:], prog=f'mmriem {DOCTOR}'))
     elif first in commands():
         call(first, arguments[1:], prog=f'mmriem {first}')
     else:
@@ -104,8 +105,8 @@ def commands() -> dict[str, str]:
 
 def _groups() -> dict[str, dict[str, str]]:
     if find_spec(f'mmriem.{DOCTOR}') is None:
-        return GROUPS
-    return {**GROUPS, 'Environment': {DOCTOR: 'what is installed, and what is missing'}}
+        return {**GROUPS, 'Environment': ENVIRONMENT}
+    return {**GROUPS, 'Environment': {DOCTOR: 'what is installed, and what is missing', **ENVIRONMENT}}
 
 
 def overview() -> str:

@@ -99,7 +99,13 @@ def _add_budget(found: argparse.ArgumentParser) -> None:
 def _add_choice(group: argparse._ArgumentGroup) -> None:
     group.add_argument('--include', nargs='+', default=['*'], metavar='PATTERN', help='weights, e.g. "backbone.*"')
     group.add_argument('--exclude', nargs='+', default=[], metavar='PATTERN', help='weights to keep dense')
-    group.add_argument('--representation', choices=representation_names(), default='lattice')
+    group.add_argument(
+        '--representation',
+        choices=representation_names(),
+        default='lattice',
+        help="how weights are regenerated: from integers (lattice, the default), by the paper's sigmoids (sigmoid), or "
+        'as a product of two thin matrices (bilinear)',
+    )
     group.add_argument(
         '--no-trellis',
         dest='trellis',

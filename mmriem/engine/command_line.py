@@ -32,7 +32,12 @@ def add_runner_flags(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='override entries of the config: a.b=1 a.c="[x,y]" a.d="[(1,2),(3,4)]", no blanks in a value',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes (default: none)',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
     parser.add_argument(
         '--trust-checkpoint',

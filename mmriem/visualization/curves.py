@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,6 +30,7 @@ def draw_curves(
     label: str = 'box mAP',
     log: bool = False,
     zoom: bool = False,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Draw the rows of a comparison as a PNG.
 
@@ -42,6 +44,7 @@ def draw_curves(
         log: whether the axis of the bytes is logarithmic.
         zoom: whether the axis of the accuracy begins at `ZOOM` of the original's, or at the least value if that is
             higher, and not at 0.
+        names: what networks and methods are called in the picture, where that is not what the rows say.
     """
     networks = list(dict.fromkeys(row[panel] for row in rows))
     methods = [name for name in dict.fromkeys(row['method'] for row in rows) if not name.startswith('original')]
@@ -61,7 +64,7 @@ def draw_curves(
             if points:
                 style = {'color': COLOURS[number % len(COLOURS)], 'marker': MARKERS[number % len(MARKERS)]}
                 (shown[method],) = axes.plot(*zip(*points), linewidth=1.5, markersize=5, **style)
-        axes.set_title(network, fontsize=9)
+        axes.set_title(names.get(network, network), fontsize=9)
         axes.set_xlabel('file, KB')
         axes.set_ylim(bottom=_bottom([row[value] for row in of_network]) if zoom else 0)
         if log:
@@ -77,7 +80,8 @@ def draw_curves(
         axes.set_visible(False)
     for axes in panels[:, 0]:
         axes.set_ylabel(label)
-    figure.legend(shown.values(), shown, loc='outside lower center', ncols=len(shown), frameon=False, fontsize=9)
+    labels = [names.get(method, method) for method in shown]
+    figure.legend(shown.values(), labels, loc='outside lower center', ncols=len(shown), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110, metadata={'Software': None})
 
 

@@ -111,7 +111,10 @@ def ladder_page(title: str, rows: Sequence[Mapping[str, Any]], best: Mapping[str
     )
     curves = []
     for label, log, value in _curves(written):
-        points = [(row['bytes'], value(row), f'{row["bits"]:g} bits: {row["file"]}') for row in written]
+        points = [
+            (row['bytes'], value(row), f'{row["bits"]:g} {"bit" if row["bits"] == 1 else "bits"}: {row["file"]}')
+            for row in written
+        ]
         if len(points) > 1 and all(point[1] is not None and (point[1] > 0 or not log) for point in points):
             curves.append(f'<h2>{escape(label)}</h2>\n{curve_chart(points, label, log=log)}')
     return _page(title, [f'<h1>{escape(title)}, several sizes</h1>', lead, _rungs(rows, best), *curves])

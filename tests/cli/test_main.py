@@ -128,7 +128,7 @@ def test_warnings_of_other_packages_of_themselves_are_not_shown(message, categor
 def test_the_doctor_is_a_command_where_it_is_installed_and_needs_no_torch(monkeypatch, capsys):
     doctor = types.ModuleType('mmriem.doctor')
     doctor.__spec__ = importlib.machinery.ModuleSpec('mmriem.doctor', None)
-    doctor.main = lambda arguments: len(arguments)
+    doctor.main = lambda arguments, prog: len(arguments)
     monkeypatch.setitem(sys.modules, 'mmriem.doctor', doctor)
     cli.main(['--help'])
     assert re.search(r'^Environment:\n  doctor +what is installed', capsys.readouterr().out, re.MULTILINE)

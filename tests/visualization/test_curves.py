@@ -30,3 +30,15 @@ def test_same_rows_same_bytes(tmp_path):
     for name in ('a.png', 'b.png'):
         draw_curves(list(rows(['one'])), tmp_path / name)
     assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+
+
+def test_names_are_those_that_are_given(tmp_path):
+    for name, names in (
+        ('a.png', {}),
+        ('b.png', {'one': 'One'}),
+        ('c.png', {'sigmoid': 'paper'}),
+        ('d.png', {'x': 'y'}),
+    ):
+        draw_curves(list(rows(['one'])), tmp_path / name, names=names)
+    without, *others = (cv2.imread(str(tmp_path / name)) for name in ('a.png', 'b.png', 'c.png', 'd.png'))
+    assert [bool((without != other).any()) for other in others] == [True, True, False]

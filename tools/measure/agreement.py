@@ -28,6 +28,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmriem.benchmark.names import NAMES
 from mmriem.benchmark.networks import Classifier, Detector, Network, build_network
 from mmriem.benchmark.runner import network_entries
 from mmriem.classification import normalised, read_images
@@ -225,9 +226,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             points = sorted(point for point in points if point[0] is not None)
             if not points:
                 continue
-            axes.plot(
-                *zip(*points), marker=MARKERS[number], color=COLOURS[number], label=name, linewidth=1, markersize=5
-            )
+            style = {'marker': MARKERS[number], 'color': COLOURS[number], 'linewidth': 1, 'markersize': 5}
+            axes.plot(*zip(*points), label=NAMES.get(name, name), **style)
         axes.set_xlabel('AP against the original (classifiers: same class), %')
         axes.set_title(f'{kind} images')
         axes.grid(alpha=0.3)

@@ -90,7 +90,8 @@ def make_live(
             ``straight_through``, it moves the integers.
         materialize: False: the weights of ``nn.Linear`` and ``nn.Conv2d`` are never made as a whole, but applied
             block by block, see :mod:`mmriem.core.live.matrix_free`.
-        include, exclude: glob patterns on state-dict keys.
+        include: glob patterns on state-dict keys.
+        exclude: of those, which stay as they are.
 
     Returns:
         Keys of the weights that were replaced.
