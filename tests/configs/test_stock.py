@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 MODULE = runpy.run_path(str(Path(__file__).parents[2] / 'tools/maintain/try_configs.py'))
 FEW = ('solo', 'centernet', 'ld', 'fast_rcnn', 'soft_teacher')
@@ -22,6 +23,15 @@ def test_a_config_of_the_wheel_compresses_with_both_metrics_and_is_the_same_live
     row = tried(folder, tmp_path)
     assert row['pullback'].startswith('yes') and row['identity'] == 'yes', row
     assert row['live'] == 'yes', row
+
+
+@pytest.mark.parametrize('folder', ['panoptic_fpn', 'masktrack_rcnn', 'mask2former_vis'])
+def test_what_wants_masks_of_another_head_runs(folder):
+    config = MODULE['narrowed'](MODULE['read_config'](MODULE['stock_configs']()[folder]))
+    model = MODULE['trial'].__globals__['_random_detector'](config).eval()
+    with torch.no_grad():
+        outputs = MODULE['probe_class'](model)(config, 1).run(model, 0, 1)
+    assert outputs and all(output.isfinite().all() for output in outputs)
 
 
 def test_every_folder_is_known():
@@ -55,6 +65,7 @@ def test_the_page_names_each_reason_once():
     assert '| a | a.py | A | 2 of 3 | yes | yes | yes | not tried | [1](#reasons) |' in page
     assert '| b | b.py |  |  | [2](#reasons) |' in page
     assert page.count('ONNX: no / such') == 1 and '/some/where' not in page and '2. ONNX: no' in page
+    assert MODULE['table'](MODULE['rows_of'](page)) == page and MODULE['rows_of']('') == []
 
 
 def test_of_each_kind_the_smallest_and_the_last_weight_are_taken():
