@@ -4,6 +4,7 @@ A few of them run always; `make test-configs` tries one of every folder.
 """
 
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ FEW = ('solo', 'centernet', 'ld', 'fast_rcnn', 'soft_teacher')
 """Masks of one stage; floats and padding; a teacher; boxes from a file; a wrapper."""
 
 
-def tried(folder, tmp_path):
-    return MODULE['trial'](MODULE['stock_configs']()[folder], tmp_path)
+ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+
+
+def tried(folder, tmp_path, **checks):
+    return MODULE['trial'](MODULE['stock_configs']()[folder], tmp_path, checks)
 
 
 @pytest.mark.parametrize('folder', FEW)
@@ -42,9 +46,13 @@ def test_every_folder_is_known():
 @pytest.mark.configs
 @pytest.mark.parametrize('folder', sorted(MODULE['stock_configs']()))
 def test_a_folder_of_configs_compresses_or_says_in_one_line_why_not(folder, tmp_path):
-    row = tried(folder, tmp_path)
-    said = [value for key, value in row.items() if key in ('pullback', 'identity', 'live', 'why')]
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    row = tried(folder, tmp_path, TTA=MODULE['tta'], **({} if missing else {'ONNX': MODULE['onnx']}))
+    said = [value for key, value in row.items() if key in ('pullback', 'identity', 'live', 'why', 'TTA', 'ONNX')]
     assert said and not any('TRACEBACK' in value or '\n' in value for value in said), row
+    assert all(value.startswith('yes') or ': ' in value for value in said), row
+    if missing:
+        pytest.skip(f'all but ONNX is as it should be; that needs {" and ".join(missing)}')
 
 
 def test_the_page_names_each_reason_once():
