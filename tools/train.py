@@ -5,7 +5,12 @@
 This is the command `mmriem train`.
 """
 
-from mmriem.cli import call
+import sys
+
+try:
+    from mmriem.cli import call
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error.name} is not installed for {sys.executable}; run make setup, then use .venv/bin/python')
 
 if __name__ == '__main__':
     call('train')

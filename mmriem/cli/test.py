@@ -107,7 +107,7 @@ def _use_pipeline(dataset: ConfigDict, steps: list[dict]) -> None:
 
 def _predicts_masks(config: Config) -> bool:
     """By the model, which has a head for masks, or by what is evaluated: mmdet merges boxes alone."""
-    model, evaluators = config.model, config.test_evaluator
+    model, evaluators = config.model, config.get('test_evaluator') or []
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     kinds = [type_name(each) for each in evaluators]
     metrics = [each.get('metric') or () for each in evaluators]

@@ -149,7 +149,7 @@ def state_dict_of(tree: Any, path: str | os.PathLike) -> OrderedDict[str, Tensor
             break
     if isinstance(found, nn.Module):
         found = found.state_dict()
-    if not isinstance(found, Mapping) or not any(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, Mapping) or not any(isinstance(t, (Tensor, Unreadable)) for t in found.values()):
         told = [key if isinstance(key, str) else brief(key) for key in tree] if isinstance(tree, Mapping) else []
         keys = ', '.join(map(_brief_name, sorted(told)[:8])) or f'a {type(tree).__name__}'
         raise RiemError(

@@ -148,18 +148,25 @@ class RawOutputs(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """What the head returns: all levels of its first kind of output, then of the second."""
-        return tuple(level for kind in self._kinds(image) for level in kind)
+        return tuple(tensor for _, tensor in self._named(image))
 
     @torch.no_grad()
     def names(self, image: Tensor) -> list[str]:
-        """Names of the outputs: `output_KIND_LEVEL`, both counted from 0."""
-        kinds = self._kinds(image)
-        return [f'output_{k}_{level}' for k, kind in enumerate(kinds) for level in range(len(kind))]
+        """Names of the outputs: `output_KIND_LEVEL`, and `output_KIND_LEVEL_PART` where a level has parts; from 0."""
+        return [name for name, _ in self._named(image)]
 
-    def _kinds(self, image: Tensor) -> list[list[Tensor]]:
+    def _named(self, image: Tensor) -> list[tuple[str, Tensor]]:
         kinds = self.model.bbox_head(self.model.extract_feat(image))
         kinds = [kinds] if isinstance(kinds, Tensor) else kinds
-        return [[kind] if isinstance(kind, Tensor) else list(kind) for kind in kinds]  # features of masks are one
+        levels = [[kind] if isinstance(kind, Tensor) else kind for kind in kinds]  # features of masks are one
+        return [found for number, level in enumerate(levels) for found in _flat(f'output_{number}', level)]
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, Tensor]]:
+    """All tensors of nested lists and tuples, each with its place; what a head leaves out has none."""
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    return [found for place, part in enumerate(value or ()) for found in _flat(f'{name}_{place}', part)]
 
 
 def _metadata(model: nn.Module) -> dict[str, str]:

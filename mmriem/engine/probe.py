@@ -99,7 +99,7 @@ def build_probe(
 
 def probe_class(model: nn.Module) -> type[ConfigProbe]:
     """`DetectorProbe` for detectors and trackers of mmdet's kind, else `OutputProbe`."""
-    is_detector = hasattr(model, 'add_pred_to_datasample') or hasattr(model, 'tracker')
+    is_detector = any(hasattr(model, name) for name in ('add_pred_to_datasample', 'tracker', 'with_tracker'))
     return DetectorProbe if is_detector else OutputProbe
 
 
@@ -523,12 +523,17 @@ def _has_stages(module: nn.Module) -> bool:
 
 
 def _without_pasting(predict_by_feat: Callable) -> Callable:
-    """In place of a mask head's: the instances as they are given, or, where the head finds them itself, none."""
+    """In place of a mask head's: the instances it is given, with empty masks; none where the head finds them itself."""
     takes = signature(predict_by_feat)
 
     def given(*args: Any, **kwargs: Any) -> list[InstanceData]:
         found = takes.bind(*args, **kwargs).arguments
-        results = found.get('results_list')
-        return [InstanceData() for _ in found['batch_img_metas']] if results is None else results
+        metas, results = found['batch_img_metas'], found.get('results_list')
+        if results is None:
+            return [InstanceData() for _ in metas]
+        for instances, meta in zip(results, metas):
+            shape = meta['ori_shape' if found.get('rescale') else 'img_shape'][:2]
+            instances.masks = instances.bboxes.new_zeros((), dtype=torch.bool).expand(len(instances), *shape)
+        return results
 
     return given

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,12 @@ def test_looking_into_a_file_and_back_takes_the_core_alone(small_file, tmp_path)
     assert 'every weight decodes to the values that were compressed' in seen.stdout
     back = without(*packages, arguments=['convert-back', str(small_file), '--to', str(tmp_path / 'a.pth')])
     assert back.returncode == 0 and (tmp_path / 'a.pth').is_file(), back.stderr
+
+
+@pytest.mark.parametrize('name', ['compress', 'test', 'export', 'train'])
+def test_scripts_without_the_environment_say_how_to_get_it(name, tmp_path):
+    script = Path(cli.__file__).parents[2] / 'tools' / f'{name}.py'
+    bare = subprocess.run([sys.executable, '-S', '-E', script], capture_output=True, text=True, cwd=tmp_path)
+    assert bare.returncode == 1
+    assert bare.stderr.startswith('error: mmriem is not installed') and bare.stderr.count('\n') == 1, bare.stderr
+    assert 'make setup' in bare.stderr

@@ -4,17 +4,22 @@ A few of them run always; `make test-configs` tries one of every folder.
 """
 
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 MODULE = runpy.run_path(str(Path(__file__).parents[2] / 'tools/maintain/try_configs.py'))
 FEW = ('solo', 'centernet', 'ld', 'fast_rcnn', 'soft_teacher')
 """Masks of one stage; floats and padding; a teacher; boxes from a file; a wrapper."""
 
 
-def tried(folder, tmp_path):
-    return MODULE['trial'](MODULE['stock_configs']()[folder], tmp_path)
+ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+
+
+def tried(folder, tmp_path, **checks):
+    return MODULE['trial'](MODULE['stock_configs']()[folder], tmp_path, checks)
 
 
 @pytest.mark.parametrize('folder', FEW)
@@ -22,6 +27,15 @@ def test_a_config_of_the_wheel_compresses_with_both_metrics_and_is_the_same_live
     row = tried(folder, tmp_path)
     assert row['pullback'].startswith('yes') and row['identity'] == 'yes', row
     assert row['live'] == 'yes', row
+
+
+@pytest.mark.parametrize('folder', ['panoptic_fpn', 'masktrack_rcnn', 'mask2former_vis'])
+def test_what_wants_masks_of_another_head_runs(folder):
+    config = MODULE['narrowed'](MODULE['read_config'](MODULE['stock_configs']()[folder]))
+    model = MODULE['trial'].__globals__['_random_detector'](config).eval()
+    with torch.no_grad():
+        outputs = MODULE['probe_class'](model)(config, 1).run(model, 0, 1)
+    assert outputs and all(output.isfinite().all() for output in outputs)
 
 
 def test_every_folder_is_known():
@@ -32,9 +46,13 @@ def test_every_folder_is_known():
 @pytest.mark.configs
 @pytest.mark.parametrize('folder', sorted(MODULE['stock_configs']()))
 def test_a_folder_of_configs_compresses_or_says_in_one_line_why_not(folder, tmp_path):
-    row = tried(folder, tmp_path)
-    said = [value for key, value in row.items() if key in ('pullback', 'identity', 'live', 'why')]
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    row = tried(folder, tmp_path, TTA=MODULE['tta'], **({} if missing else {'ONNX': MODULE['onnx']}))
+    said = [value for key, value in row.items() if key in ('pullback', 'identity', 'live', 'why', 'TTA', 'ONNX')]
     assert said and not any('TRACEBACK' in value or '\n' in value for value in said), row
+    assert all(value.startswith('yes') or ': ' in value for value in said), row
+    if missing:
+        pytest.skip(f'all but ONNX is as it should be; that needs {" and ".join(missing)}')
 
 
 def test_the_page_names_each_reason_once():
@@ -55,6 +73,7 @@ def test_the_page_names_each_reason_once():
     assert '| a | a.py | A | 2 of 3 | yes | yes | yes | not tried | [1](#reasons) |' in page
     assert '| b | b.py |  |  | [2](#reasons) |' in page
     assert page.count('ONNX: no / such') == 1 and '/some/where' not in page and '2. ONNX: no' in page
+    assert MODULE['table'](MODULE['rows_of'](page)) == page and MODULE['rows_of']('') == []
 
 
 def test_of_each_kind_the_smallest_and_the_last_weight_are_taken():

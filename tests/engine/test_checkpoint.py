@@ -200,6 +200,7 @@ def test_sound_files_of_other_kinds_are_named(tmp_path, state_dict):
         ),
         (lambda s: {**s, 'w': torch.eye(3).to_sparse()}, r"found as 'w' a sparse one"),
         (lambda s: {**s, 'w': torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)}, r"'w' a quantised one"),
+        (lambda s: {'w': torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)}, r"'w' a quantised one"),
     ],
 )
 def test_entries_that_are_no_dense_tensors_are_named(tmp_path, state_dict, change, message):

@@ -110,6 +110,7 @@ HEADS = {
     'swin/retinanet_swin-t-p4-w7_fpn_1x_coco': {'backbone.embed_dims': 24, 'neck.in_channels': [48, 96, 192]},
     'yolox/yolox_nano_8xb8-300e_coco': {},
     'rtmdet/rtmdet_tiny_8xb32-300e_coco': {},
+    'sabl/sabl-retinanet_r50_fpn_1x_coco': RESNET,  # boxes of a level are two tensors
     'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco': {},  # features of masks are one tensor, not one for each level
 }
 

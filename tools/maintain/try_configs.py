@@ -1,7 +1,7 @@
 """Try one config of every folder in mmdet's wheel, narrowed to a few channels, with random weights.
 
     python tools/maintain/try_configs.py [--onnx] [--only FOLDER ...] [--part K N]     # rows to work_dirs/configs.jsonl
-    python tools/maintain/try_configs.py --table docs/configs.md                       # the table of these rows
+    python tools/maintain/try_configs.py --table docs/configs.md                       # puts these rows into the table
 
 Each one is compressed with both metrics, loaded as a stock detector and as one of RieM modules, whose outputs must be
 the same; then it runs with test-time augmentation, and is exported to ONNX and compared in onnxruntime. What fails is
@@ -81,6 +81,8 @@ SHARE = 8
 """A narrowed detector has one of so many channels."""
 LEAST = 32
 """Fewer channels stay as they are: masks, boxes and classes have few."""
+FIXED = ('SSDVGG',)
+"""Backbones whose channels no config changes."""
 FORMS = (
     *((True, True, True), (True, True, False), (True, False, True), (True, False, False)),
     *((False, True, False), (False, False, False)),
@@ -146,7 +148,7 @@ def narrowed(config: Config, channels: bool = True, pixels: bool = True, default
         defaults: whether channels that the config leaves to the classes are fewer, too.
     """
     config = deepcopy(config)
-    if channels:
+    if channels and type_name(config.model.get('backbone') or {}) not in FIXED:
         init_default_scope(scope_of(config))
         _narrow(config._cfg_dict['model'], defaults)
     if pixels:
@@ -275,6 +277,9 @@ def _random_detector(config: Config) -> torch.nn.Module:
         for parameter in model.parameters():
             if not parameter.isfinite().all():
                 parameter.normal_(0.0, 0.02)
+        for module in model.modules():
+            if type(module).__name__ == 'EmbeddingRPNHead':
+                module.init_weights()  # boxes with sides that are not negative
         model.load_state_dict(dict(model.named_parameters()), strict=False)  # scales of weights that come with these
     return model
 
@@ -388,7 +393,7 @@ def onnx(outputs: Outputs) -> str:
 
     config = read_config(outputs.config)
     model = init_detector(config, outputs.riem)
-    width, height = input_size(pipeline_steps(config)) or (SIDE, SIDE)
+    width, height = (input_size(pipeline_steps(config)) if inner_test_set(config) else None) or (SIDE, SIDE)
     target = outputs.riem.with_suffix('.onnx')
     write_onnx(model, target, (height, width), force=True)
     raw = RawOutputs(model)
@@ -409,6 +414,9 @@ def onnx(outputs: Outputs) -> str:
 def tta(outputs: Outputs) -> str:
     """Whether the detector predicts on an image of a file and on its mirror image."""
     config = read_config(outputs.config)
+    if not inner_test_set(config):
+        raise RiemError('--tta: expected test_dataloader, found none; name the data to evaluate on')
+    steps = pipeline_steps(config)
     augment(config)
     model = build_detector(config)
     model.eval()
@@ -416,8 +424,9 @@ def tta(outputs: Outputs) -> str:
     picture = outputs.riem.with_suffix('.png')
     cv2.imwrite(str(picture), procedural_images(1, SIDE, SIDE)[0].permute(1, 2, 0).numpy())
     sample = {'img_path': str(picture), 'img_id': 0, 'instances': [], 'height': SIDE, 'width': SIDE}
-    boxes = np.array([[0, 0, SIDE, SIDE], [SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2]], np.float32)
-    sample['proposals'] = {'bboxes': boxes, 'scores': np.ones(len(boxes), np.float32)}
+    if any(type_name(step) == 'LoadProposals' for step in steps):
+        boxes = np.array([[0, 0, SIDE, SIDE], [SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2]], np.float32)
+        sample['proposals'] = {'bboxes': boxes, 'scores': np.ones(len(boxes), np.float32)}
     with torch.no_grad(), guarded(model, 'predict on an image and its mirror image', remedy='evaluate without --tta'):
         (found,) = model.test_step(pseudo_collate([Compose(config.tta_pipeline)(sample)]))
     return 'yes' if found.pred_instances.bboxes.shape[1] == 4 else 'no boxes'
@@ -490,6 +499,19 @@ def table(rows: list[dict[str, str]]) -> str:
     return INTRODUCTION.format(**told) + '\n'.join([*lines, '', '## Reasons', '', *listed]) + '\n'
 
 
+def rows_of(page: str) -> list[dict[str, str]]:
+    """The rows of a page that `table` has written; an empty page has none."""
+    reasons = dict(re.findall(r'^(\d+)\. (.*)$', page, re.MULTILINE))
+    named = re.compile(r'\[(\d+)\]\(#reasons\)')
+    found = []
+    for line in page.splitlines():
+        cells = line.split('|')[1:-1] if line.startswith('| ') else []
+        told = [named.sub(lambda number: f'no: {reasons[number[1]]}', cell.strip()) for cell in cells]
+        if len(told) == len(COLUMNS) and told[0] != 'folder':
+            found.append(dict(zip(COLUMNS, told)))
+    return found
+
+
 def _general(reason: str) -> str:
     """A reason without what is only of this machine and this run."""
     reason = reason.removeprefix('no: ').replace(f'{STOCK}/', '')
@@ -508,10 +530,12 @@ def main() -> None:
     parser.add_argument(
         '--part', type=int, nargs=2, default=(0, 1), metavar=('K', 'N'), help='every Nth folder from K on'
     )
-    parser.add_argument('--table', type=Path, metavar='FILE', help='write the page of the rows, and try nothing')
+    parser.add_argument('--table', type=Path, metavar='FILE', help='put the rows into this page, and try nothing')
     args = parser.parse_args()
     if args.table is not None:
-        args.table.write_text(table([json.loads(line) for line in args.rows.read_text().splitlines()]))
+        page = args.table.read_text() if args.table.exists() else ''
+        made = [*rows_of(page), *map(json.loads, args.rows.read_text().splitlines())]
+        args.table.write_text(table(list({row['folder']: row for row in made}.values())))
         return
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)
