@@ -13,7 +13,7 @@ demo: setup
 	$(PY) tools/maintain/make_digits.py
 	$(PY) tools/compare.py configs/demo/gfl_r18_fpn_digits.py configs/demo/faster-rcnn_swin_fpn_digits.py \
 		--checkpoints demo/gfl_r18_fpn_digits.pth demo/faster-rcnn_swin_fpn_digits.pth \
-		--names 'GFL, ResNet-18' 'Faster R-CNN, Swin' --representations lattice --default --bits 0.5 1 \
+		--names 'GFL, ResNet-18' 'Faster R-CNN, Swin' --representations lattice --default --bits 0.5 1 --tune 300 \
 		--rounding 3 4 6 8 --out work_dirs/demo
 
 demo-classification: setup

@@ -62,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--ratios', nargs='+', type=float, default=[], help='sizes of the file to the fp32 weights')
     parser.add_argument('--state-bits', nargs='+', type=int, default=[0], help='0: by the budget; the paper: 8')
     parser.add_argument('--effort', type=float, default=1.0)
+    parser.add_argument('--tune', type=int, metavar='STEPS', help='see tools/compress.py')
     parser.add_argument('--metric', choices=METRICS, default=METRICS[0], help='see tools/compress.py')
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='weights fitted at a time')
     parser.add_argument('--rounding', nargs='+', type=int, default=[], metavar='BITS', help='beside it, plain rounding')
@@ -101,7 +102,8 @@ def compressed(
     """The outputs for these settings, and the report; made unless they are there and may be reused."""
     label = asked.replace(' ', '-')
     name = f'{Path(config).stem}-{settings.fit.representation}-{label}-{settings.fit.state_bits or "auto"}'
-    outputs = Outputs(Path(args.out) / f'{name}.riem')
+    tuned = '' if args.tune is None else f'-tuned-{args.tune}'
+    outputs = Outputs(Path(args.out) / f'{name}{tuned}.riem')
     if args.reuse and outputs.report.is_file() and outputs.riem.is_file():
         report = json.loads(outputs.report.read_text(encoding='utf-8'))
         if report['totals']['bytes'] == outputs.riem.stat().st_size:
@@ -173,7 +175,8 @@ def rows(config: str, checkpoint: str, name: str, args: argparse.Namespace) -> I
         report, metrics = None, {}
         for bits in args.state_bits if 'state_bits' in get_representation(representation).options else [0]:
             if report is None or not has_only(bits, report):
-                settings = Settings.of(representation=representation, **budget, state_bits=bits, effort=args.effort)
+                told = {'state_bits': bits, 'effort': args.effort, 'tuning': args.tune}
+                settings = Settings.of(representation=representation, **budget, **told)
                 try:
                     outputs, report = compressed(config, checkpoint, asked, settings, args)
                 except RiemError as error:  # too few bytes for this representation

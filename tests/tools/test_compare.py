@@ -88,6 +88,12 @@ def test_bits_and_the_default(compare, tmp_path):
     assert 5 < report['totals']['bits_per_weight'] <= 6
 
 
+def test_norms_and_biases_are_trained_on_request(compare, tmp_path):
+    assert compare('--representations', 'bilinear', '--bits', '6', '--tune', '2') is None
+    report = json.loads((tmp_path / 'o' / 'net-bilinear-6-bits-auto-tuned-2.json').read_text())
+    assert report['settings']['tuning'] == 2 and report['totals']['tuning']['before'] > 0
+
+
 def test_plain_rounding_beside_it_and_names(compare, tmp_path):
     arguments = ['--representations', 'bilinear', '--ratios', '0.3', '--rounding', '3', '8', '--names', 'tiny']
     assert compare(*arguments) is None
