@@ -8,7 +8,7 @@ from mmriem.core.images.probe import ImageProbe
 
 def test_lines_tell_files_apart(call_here, tools, benchmark_config, classifier_data, monkeypatch, capsys):
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(Classifier, 'probe', lambda self: ImageProbe(images, description={}))
+    monkeypatch.setattr(Classifier, 'probe', lambda self, _: ImageProbe(images, description={}))
     fixed = [benchmark_config.name, '--data-root', classifier_data, '--threads', '1', '--networks', 'small']
     lines = []
     for bits in ('6', '6', '5'):

@@ -118,7 +118,7 @@ def test_peers_are_recalibrated_where_there_is_a_probe(
         given.append(probe)
         return compress(model, settings, **more)
 
-    monkeypatch.setattr(Classifier, 'probe', lambda self, synthesis=None: f'images of {self.name}')
+    monkeypatch.setattr(Classifier, 'probe', lambda self, *_: f'images of {self.name}')
     monkeypatch.setattr(runner, '_recalibrated', worse)
     monkeypatch.setattr(methods, 'compress', measuring)
     command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', 'low rank']
