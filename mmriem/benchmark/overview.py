@@ -33,13 +33,13 @@ def overview(rows: Sequence[Row]) -> str:
         its = {row['method']: row for row in rows if row['network'] == network and row['method'] in (ORIGINAL, DEFAULT)}
         if ORIGINAL in its:
             full = its[ORIGINAL]['bytes']
-            small = plain[network, SMALLEST]
+            small = plain.get((network, SMALLEST))
             lines.append(
                 (
                     name,
                     f'{its[ORIGINAL]["accuracy"]:.1f}, {megabytes(full)}',
                     _told(its[DEFAULT], its[DEFAULT]['accuracy'], full),
-                    f'**{_told(small, small["accuracy"], full)}**',
+                    f'**{_told(small, small["accuracy"], full)}**' if small else '-',
                     _best_peer(network, plain, recalibrated),
                 )
             )

@@ -55,6 +55,15 @@ def test_a_page_without_its_marks_is_an_error(regenerate, copy):
     assert 'README.md: expected a line <!-- table: overview --> and after it' in regenerate('--root', copy)
 
 
+def test_where_no_file_is_within_one_point_the_overview_has_a_dash():
+    rows = read_rows(ROOT / 'docs' / 'benchmarks' / 'table.csv')
+    few = [
+        row for row in rows if row['network'] == 'resnet20' and row['method'] in ('original, fp32', 'mmriem default')
+    ]
+    (line,) = overview(few).splitlines()[2:]
+    assert line.split(' | ')[3] == '-'
+
+
 def test_the_overview_has_a_line_for_each_network():
     text = overview(read_rows(ROOT / 'docs' / 'benchmarks' / 'table.csv'))
     assert [line.split(' | ')[0].strip('| ') for line in text.splitlines()[2:]] == list(NAMES.values())
