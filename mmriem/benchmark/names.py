@@ -1,4 +1,4 @@
-"""What readers call the networks and methods of the benchmark."""
+"""What readers call the networks of the benchmark, and its peers."""
 
 NAMES = {
     'retinanet_r18_bccd': 'RetinaNet R18, blood cells',
@@ -11,5 +11,5 @@ NAMES = {
     'resnet20': 'ResNet-20, CIFAR-10',
 }
 """Networks in the order of the table, by what a reader calls them."""
-METHODS = {'minmax': 'rounding', 'svd': 'SVD', 'hqq': 'HQQ', 'nncodec': 'NNCodec'}
-"""Methods whose short names say little."""
+PEERS = {'minmax': 'rounding', 'svd': 'SVD', 'hqq': 'HQQ', 'nncodec': 'NNCodec'}
+"""The other methods of the table, by what a reader calls them."""

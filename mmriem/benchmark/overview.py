@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .names import METHODS, NAMES
+from .names import NAMES, PEERS
 from .runner import ORIGINAL
 from .table import Row, smallest
 
-__all__ = ['NAMES', 'overview']
+__all__ = ['overview']
 
 DEFAULT, SMALLEST = 'mmriem default', 'mmriem lattice'
 HEADS = (
@@ -63,7 +63,7 @@ def _best_peer(network: str, plain: dict, recalibrated: dict) -> str:
     found = []
     for is_recalibrated, table in ((False, plain), (True, recalibrated)):
         for (of, method), row in table.items():
-            if of == network and method in METHODS:
+            if of == network and method in PEERS:
                 corrected = row['recalibrated'] if is_recalibrated else None
                 accuracy = row['accuracy'] if corrected is None else corrected
                 found.append((row['bytes'], is_recalibrated, method, row['setting'], accuracy))
@@ -71,5 +71,5 @@ def _best_peer(network: str, plain: dict, recalibrated: dict) -> str:
         return '-'
     size, is_recalibrated, method, setting, accuracy = min(found)
     bits = re.search(r'bits=(\d+)', setting)
-    how = [METHODS[method], *([f'{bits[1]} bits'] if bits else []), *(['recalibrated'] if is_recalibrated else [])]
+    how = [PEERS[method], *([f'{bits[1]} bits'] if bits else []), *(['recalibrated'] if is_recalibrated else [])]
     return f'{accuracy:.1f} in {megabytes(size)} ({", ".join(how)})'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import json
 import math
@@ -28,7 +27,7 @@ from mmriem.engine.config import with_data_root
 from .method import floating_tensors
 from .methods import get_method
 from .networks import Network, build_network
-from .worker import work
+from .worker import images, work
 
 __all__ = ['Benchmark', 'chosen', 'network_entries']
 
@@ -99,12 +98,12 @@ class Benchmark:
         """
         entry = dict(entry)
         settings = entry.pop('settings', {})
-        if not self.reuse:
-            for images in Path(self.cells, IMAGES).glob(f'{glob.escape(entry["name"])}-*'):
-                shutil.rmtree(images)
         network = build_network(entry)
         checkpoint = hashlib.sha256(Path(network.checkpoint).read_bytes()).hexdigest()
-        reference, probe = network.original(), functools.cache(network.probe)
+        folder = self.cells / IMAGES / _digest({'network': entry, 'checkpoint': checkpoint})
+        if not self.reuse:
+            shutil.rmtree(folder, ignore_errors=True)
+        reference, probe = network.original(), functools.cache(lambda: images(network, folder)[0])
         weights = sum(math.prod(view.shape) for view in find_weights(reference))
         torch.set_num_threads(self.threads)
 
@@ -118,15 +117,14 @@ class Benchmark:
         for method in self.methods:
             for setting in settings.get(method['name'], method['settings']):
                 key = {'method': method['type'], 'setting': setting}
-                find = functools.partial(self._measured, network, entry, reference, probe, key)
+                find = functools.partial(self._measured, network, entry, reference, probe, folder, key)
                 try:
                     yield finished(method['name'], setting, key, find)
                 except RiemError as error:
                     self.tell(f'left out: {network.name}, {method["name"]}, {json.dumps(setting)}: {error}')
 
     def _cell(self, label: str, key: Mapping[str, Any], find: Callable[[], Row]) -> Row:
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.cells / f'{re.sub("[^A-Za-z0-9_.-]+", "_", label)}-{digest}.json'
+        path = self.cells / f'{re.sub("[^A-Za-z0-9_.-]+", "_", label)}-{_digest(key)}.json'
         if self.reuse and path.is_file():
             return json.loads(path.read_text(encoding='utf-8'))
         cell = find()
@@ -140,13 +138,14 @@ class Benchmark:
         entry: Mapping[str, Any],
         reference: nn.Module,
         probe: Callable[[], Probe],
+        images_folder: Path,
         key: Mapping[str, Any],
     ) -> Row:
         """What a file costs and keeps; it is written and read in processes of their own, and then deleted."""
         with TemporaryDirectory() as folder:
             file, decoded = Path(folder) / 'encoded.riem', Path(folder) / 'decoded.pth'
             job = {'network': entry, 'method': key['method'], 'file': str(file), 'threads': self.threads}
-            encoding = work({**job, 'setting': key['setting'], 'images': str(self.cells / IMAGES)})
+            encoding = work({**job, 'setting': key['setting'], 'images': str(images_folder)})
             decoding = work({**job, 'state_dict': str(decoded)})
             size, state_dict = file.stat().st_size, torch.load(decoded, weights_only=True)
         again = None
@@ -160,6 +159,10 @@ class Benchmark:
             'decode s': decoding['seconds'],
             'peak MB': encoding['peak_mb'],
         }
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _original(network: Network, reference: nn.Module) -> Row:

@@ -11,10 +11,20 @@ from typing import Any
 from mmriem.core.atomic import remove_leftovers, scratch_folder
 from mmriem.visualization import command_and_machine, draw_curves, markdown, write_csv
 
-from .names import METHODS, NAMES
+from .names import NAMES, PEERS
 from .runner import ORIGINAL
 
-__all__ = ['COLUMNS', 'SPEED_COLUMNS', 'quotients', 'read_rows', 'rising', 'smallest', 'table_text', 'write_results']
+__all__ = [
+    'COLUMNS',
+    'SPEED_COLUMNS',
+    'joined',
+    'quotients',
+    'read_rows',
+    'rising',
+    'smallest',
+    'table_text',
+    'write_results',
+]
 
 COLUMNS = {
     'network': '{}',
@@ -187,7 +197,7 @@ def write_results(rows: Sequence[Row], folder: str | os.PathLike, own: Sequence[
             value='accuracy',
             label='mAP or top-1, %',
             log=True,
-            names={**NAMES, **METHODS},
+            names={**NAMES, **PEERS},
         )
         for name in ('table.csv', 'table.md', 'picture.png'):
             os.replace(fresh / name, folder / name)

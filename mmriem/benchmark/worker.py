@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
 import resource
 import subprocess
@@ -22,7 +22,7 @@ from mmriem.core.images.probe import Probe
 from .methods import get_method
 from .networks import Network, build_network
 
-__all__ = ['do', 'work']
+__all__ = ['do', 'images', 'work']
 
 SECONDS = 'seconds'
 """Key in a journal of images: the seconds that they took."""
@@ -34,7 +34,7 @@ def work(job: Mapping[str, Any]) -> dict[str, float]:
     Args:
         job: JSON-able. `network` is an entry for `build_network`, `method` a name, `file` the encoded file, `threads`
             how many to compute with. With `setting` the file is written; with `state_dict`, a path, the file is
-            decoded and the state dict saved there. `images` is a folder where the images that a network runs on are
+            decoded and the state dict saved there. `images` is a folder where the images that this network runs on are
             kept: they are made once, and the seconds of that count each time.
 
     Raises:
@@ -60,7 +60,9 @@ def do(job: Mapping[str, Any]) -> dict[str, float]:
     if 'setting' in job:
         model = network.original()
         setting = dict(job['setting'])
-        probe, before = (None, 0.0) if method.is_peer else images(network, job, setting.pop('synthesis', None))
+        probe, before = (
+            (None, 0.0) if method.is_peer else images(network, job['images'], setting.pop('synthesis', None))
+        )
         started = time.perf_counter()
         method.encode(model, setting, path, probe)
         seconds = before + time.perf_counter() - started
@@ -73,16 +75,22 @@ def do(job: Mapping[str, Any]) -> dict[str, float]:
     return {'seconds': seconds, 'peak_mb': peak_bytes() / 1e6}
 
 
-def images(network: Network, job: Mapping[str, Any], synthesis: int | None) -> tuple[Probe, float]:
-    """The probe of a network, and the seconds that it takes to make one."""
-    started, journal = time.perf_counter(), Journal(Path(job['images']) / f'{network.name}-{synthesis}')
+def images(network: Network, folder: str | os.PathLike, synthesis: int | None = None) -> tuple[Probe, float]:
+    """The probe of a network, and the seconds that it takes to make one.
+
+    Args:
+        network: a network of the benchmark.
+        folder: where the images of this network are kept, and of no other one.
+        synthesis: see `Network.probe`.
+    """
+    started, journal = time.perf_counter(), Journal(Path(folder) / str(synthesis))
     journal.folder.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = hashlib.sha256(Path(network.checkpoint).read_bytes()).hexdigest()
-    journal.begin({'network': job['network'], 'checkpoint': checkpoint})
+    journal.begin({'synthesis': synthesis})
     probe = network.probe(synthesis, journal)
     kept = journal.get(SECONDS)
     seconds = time.perf_counter() - started if kept is None else float(kept)
-    journal.put(SECONDS, repr(seconds).encode())
+    if kept is None:
+        journal.put(SECONDS, repr(seconds).encode())
     return probe, seconds
 
 

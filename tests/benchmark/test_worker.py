@@ -41,13 +41,13 @@ def test_images_of_a_network_are_made_once_and_their_seconds_count_each_time(job
     model(torch.rand(8, 3, 32, 32))  # so that its norms have seen something
     torch.save(model.state_dict(), tmp_path / 'seasoned.pth')
     entry = {**job['network'], 'checkpoint': str(tmp_path / 'seasoned.pth')}
-    network, job = build_network(entry), {**job, 'network': entry}
-    made, seconds = images(network, job, 1)
+    network, folder = build_network(entry), tmp_path / 'images'
+    made, seconds = images(network, folder, 1)
     taken = []
     monkeypatch.setattr(torch.optim.Adam, 'step', lambda *_: taken.append(1))
-    again, counted = images(network, job, 1)
+    again, counted = images(network, folder, 1)
     assert not taken and counted == seconds > 0
     assert made.describe() == again.describe() and made.describe()['steps'] == 1
     assert torch.equal(made.run(model, 0, 2)[0], again.run(model, 0, 2)[0])
-    images(network, job, 2)
+    images(network, folder, 2)
     assert taken

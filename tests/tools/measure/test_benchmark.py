@@ -84,13 +84,15 @@ def test_cells_of_another_checkpoint_are_not_reused(
 ):
     shutil.copytree(classifier_data, tmp_path / 'moved')
     arguments[2] = 'moved'
-    command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', 'fp16', '--reuse']
+    chosen = ['fp16', 'low rank']
+    command = [tools / 'measure' / 'benchmark.py', *arguments, '--networks', 'small', '--methods', *chosen, '--reuse']
     assert call_here(*command) is None
     state_dict = torch.load(tmp_path / 'moved' / 'net.pth', weights_only=True)
     state_dict['linear.bias'] += 1
     torch.save(state_dict, tmp_path / 'moved' / 'net.pth')
     assert call_here(*command) is None
-    assert len(list((tmp_path / 'work_dirs' / 'benchmark').glob('small-fp16-*.json'))) == 2
+    for method in ('fp16', 'low_rank'):
+        assert len(list((tmp_path / 'work_dirs' / 'benchmark').glob(f'small-{method}-*.json'))) == 2
 
 
 def test_a_peer_that_is_not_installed_is_skipped_in_one_line(

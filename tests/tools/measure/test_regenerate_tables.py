@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmriem.benchmark.overview import NAMES, overview
+from mmriem.benchmark.names import NAMES
+from mmriem.benchmark.overview import overview
 from mmriem.benchmark.table import read_rows
 
 ROOT = Path(__file__).parents[3]
